@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -133,14 +133,14 @@ class Editor:
         *,
         domain: str = "",
         dtype: ir.DataType | None = None,
-        shape: Sequence[int | str | None] | ir.Shape | None = None,
+        shape: Iterable[int | str | ir.SymbolicDim | None] | None = None,
         hint: str = "",
     ) -> ir.Value:
         """A new node of one output right before `before`; its output takes the dtype and shape given."""
         output = ir.Value(
             name=self.fresh(hint or op_type.lower()),
             type=None if dtype is None else ir.TensorType(dtype),
-            shape=None if shape is None else ir.Shape(list(shape)),
+            shape=None if shape is None else ir.Shape(shape),
         )
         attrs = ir.convenience.convert_attributes(dict(attributes or {}))
         node = ir.Node(domain, op_type, inputs, attrs, outputs=[output], name=self.fresh(output.name or op_type))
