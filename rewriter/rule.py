@@ -1,0 +1,174 @@
+"""A rule: one statement that the e-graph applies and the tests evaluate."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rewriter.terms import EGG_SORT, FACTS, MINUS_ONE, OPERATORS, TABLES, Arrays, Patterns, Term
+
+KIND = {"int": "i", "window": "s", "map": "s", "text": "s"}
+"""What follows a colon in a rule's variables, when it is not a tensor's shape in letters."""
+
+Condition = tuple[str, tuple[str, ...]]
+"""A fact or table name and the variables it speaks of."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """``lhs == rhs`` wherever every condition of ``given`` holds.
+
+    ``when`` conditions are not about truth: they keep the search where it can pay (weights that can be folded ahead of time,
+    branches that read one tensor). ``given`` conditions are what makes the law true; each needs a point in ``breaks_at`` where
+    it fails and the two sides differ.
+    """
+
+    name: str
+    theory: str
+    statement: str
+    variables: Mapping[str, str]
+    sides: Callable[..., tuple[Term, Term]]
+    when: tuple[Condition, ...]
+    given: tuple[Condition, ...]
+    cite: str
+    equal: str
+    breaks_at: Mapping[str, Any] = field(default_factory=dict)
+    sample: Callable[[Any], Mapping[str, Any]] | None = None
+    declines: str = ""
+    """What to tell a user at whose model a ``given`` condition failed."""
+
+    @property
+    def derived(self) -> tuple[str, ...]:
+        """Variables that a table binds: absent from the left side."""
+        return tuple(v for name, values in self.given if name in TABLES for v in values[TABLES[name].inputs :])
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        return tuple(v for v in self.variables if v not in self.derived)
+
+    def kind(self, variable: str) -> str:
+        """t, i or s: see ``Operator``."""
+        return KIND.get(self.variables[variable], "t")
+
+    def patterns(self) -> tuple[Term, Term]:
+        return self.sides(Patterns(), *self.variables)
+
+    def arrays(self, values: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Both sides evaluated. ``values`` binds the free variables; tables bind the others."""
+        bound = dict(values)
+        for name, arguments in self.given:
+            if name in TABLES:
+                table = TABLES[name]
+                outputs = table.of(*(bound[a] for a in arguments[: table.inputs]))
+                if outputs is None:
+                    outputs = tuple(bound.get(a) for a in arguments[table.inputs :])
+                bound.update(zip(arguments[table.inputs :], outputs, strict=True))
+        return self.sides(Arrays, *(bound[v] for v in self.variables))
+
+    def holds_at(self, values: Mapping[str, Any]) -> bool:
+        """Are all ``given`` conditions true of these arrays?"""
+        return all(condition_holds(c, values) for c in self.given)
+
+    def compile(self, ruleset: str) -> str:
+        """The rule as egglog text. Each node it builds is tagged with the rule's name, for provenance."""
+        lhs, rhs = self.patterns()
+        built: list[str] = []
+        root = _action(rhs, built, f"{self.theory}/{self.name}")
+        body = " ".join([f"(= l_ {text(lhs)})", *(_fact(c) for c in (*self.when, *self.given))])
+        actions = " ".join([*built, f"(union l_ {root})"])
+        return f'(rule ({body}) ({actions}) :ruleset {ruleset} :name "{self.theory}/{self.name}")'
+
+    def near(self) -> str:
+        """Egglog text that records, for each place where the left side stands, what its variables are."""
+        relation, lhs = self.near_relation, self.patterns()[0]
+        sorts = " ".join(EGG_SORT[self.kind(v)] for v in self.free)
+        body = " ".join([f"(= l_ {text(lhs)})", *(_fact(c) for c in self.when)])
+        row = f"({relation} l_ {' '.join(self.free)})"
+        return f'(relation {relation} (T {sorts}))\n(rule ({body}) ({row}) :ruleset near :name "near {relation}")'
+
+    @property
+    def near_relation(self) -> str:
+        return "near_" + re.sub(r"\W", "_", f"{self.theory}_{self.name}")
+
+    def __str__(self) -> str:
+        return f"{self.name:34} {self.statement}"
+
+
+def rule(
+    variables: str,
+    *,
+    cite: str,
+    when: str = "",
+    given: str = "",
+    equal: str = "reals",
+    breaks_at: Mapping[str, Any] | None = None,
+    sample: Callable[[Any], Mapping[str, Any]] | None = None,
+    declines: str = "",
+) -> Callable[[Callable[..., tuple[Term, Term]]], Rule]:
+    """Record the decorated ``sides(op, x, ...) -> (lhs, rhs)`` as a rule.
+
+    ``variables``: one word each, ``x:nij`` a tensor with one letter an axis (rules may not depend on how many leading axes there
+    are), ``a:int``, ``w:window``, ``f:map``, ``e:text`` attributes. ``when`` and ``given``: conditions, ``const(A) zero(c)``.
+    """
+    kinds = dict(word.split(":") for word in variables.split())
+
+    def record(sides: Callable[..., tuple[Term, Term]]) -> Rule:
+        name = sides.__name__.replace("_", "-")
+        statement = inspect.getdoc(sides)
+        if not statement:
+            raise ValueError(f"rule {name!r} has no statement: write it as the docstring")
+        names = tuple(inspect.signature(sides).parameters)[1:]
+        if names != tuple(kinds):
+            raise ValueError(f"rule {name!r} declares {tuple(kinds)} and takes {names}")
+        theory = sides.__module__.rsplit(".", 1)[-1]
+        when_, given_ = tuple(conditions(when)), tuple(conditions(given))
+        line = statement.splitlines()[0]
+        return Rule(name, theory, line, kinds, sides, when_, given_, cite, equal, breaks_at or {}, sample, declines)
+
+    return record
+
+
+def conditions(written: str) -> Iterator[Condition]:
+    """``"const(A) joins(a,b,c,p,q)"`` -> ("const", ("A",)), ("joins", ("a", "b", "c", "p", "q"))."""
+    for name, arguments in re.findall(r"(\w+)\(([^)]*)\)", written):
+        if name not in FACTS and name not in TABLES and name != "same":
+            raise ValueError(f"unknown condition {name!r}")
+        yield name, tuple(a.strip() for a in arguments.split(","))
+
+
+def condition_holds(condition: Condition, values: Mapping[str, Any]) -> bool:
+    name, arguments = condition
+    if name == "same":
+        return bool(values[arguments[0]] == values[arguments[1]])
+    if name in TABLES:
+        return TABLES[name].of(*(values[a] for a in arguments[: TABLES[name].inputs])) is not None
+    holds = FACTS[name].holds
+    return holds is None or holds(*(values[a] for a in arguments))
+
+
+def text(term: Term) -> str:
+    """A pattern as an s-expression."""
+    if isinstance(term, tuple):
+        return f"({' '.join(text(t) for t in term)})"
+    return str(term)
+
+
+def _fact(condition: Condition) -> str:
+    name, arguments = condition
+    return f"(= {' '.join(arguments)})" if name == "same" else f"({name} {' '.join(arguments)})"
+
+
+def _action(term: Term, built: list[str], name: str) -> str:
+    """Emit ``let``s and tags for every node of ``term``; returns the name that holds it."""
+    if not isinstance(term, tuple):
+        return str(term)
+    head, *arguments = term
+    inner = [_action(a, built, name) for a in arguments]
+    if head not in OPERATORS and head != MINUS_ONE:
+        return f"({head} {' '.join(inner)})"
+    variable = f"r{len(built)}_"
+    built.append(f'(let {variable} ({" ".join([head, *inner])})) (set (tag_{head} {" ".join(inner)}) "{name}")')
+    return variable

@@ -1,0 +1,47 @@
+"""Zeros and ones: R14 of papers.md. The facts come from the weights' values, or follow from other facts."""
+
+from __future__ import annotations
+
+from rewriter.rule import rule
+from rewriter.terms import Reading, Term
+
+
+@rule("x:nij s:i a:int", given="one(s)", equal="bits", cite="papers.md R14", sample=lambda draw: {"a": -2, "s": draw.ones("i")},
+      breaks_at={"x": [[[1.0]]], "s": [2.0], "a": -2})  # fmt: skip
+def scale_by_one(op: Reading, x: Term, s: Term, a: Term) -> tuple[Term, Term]:
+    """x * 1 == x"""
+    return op.scale(x, s, a), x
+
+
+@rule("x:nij c:", given="one(c)", equal="bits", cite="papers.md R14", sample=lambda draw: {"c": draw.ones("")},
+      breaks_at={"x": [[[1.0]]], "c": 2.0})  # fmt: skip
+def one_times(op: Reading, x: Term, c: Term) -> tuple[Term, Term]:
+    """1 x == x"""
+    return op.scalar(x, c), x
+
+
+@rule("x:nij b:i a:int", given="zero(b)", cite="papers.md R14", sample=lambda draw: {"a": -2, "b": draw.zeros("i")},
+      breaks_at={"x": [[[1.0]]], "b": [2.0], "a": -2})  # fmt: skip
+def bias_of_zero(op: Reading, x: Term, b: Term, a: Term) -> tuple[Term, Term]:
+    """x + 0 == x (but -0 + 0 is 0: not the same bits)"""
+    return op.bias(x, b, a), x
+
+
+@rule("x:nm y:nm", given="zero(y)", cite="papers.md R14", sample=lambda draw: {"y": draw.zeros("nm")},
+      breaks_at={"x": [[1.0]], "y": [[2.0]]})  # fmt: skip
+def sum_with_zero(op: Reading, x: Term, y: Term) -> tuple[Term, Term]:
+    """x + 0 == x"""
+    return op.add(x, y), x
+
+
+@rule("u:nk x:ni A:ik", when="const(A)", given="zero(A)", cite="papers.md R14: finite x", sample=lambda draw: {"A": draw.zeros("ik")},
+      breaks_at={"u": [[1.0]], "x": [[1.0]], "A": [[2.0]]})  # fmt: skip
+def sum_with_zero_product(op: Reading, u: Term, x: Term, A: Term) -> tuple[Term, Term]:
+    """u + x·0 == u, for finite x"""
+    return op.add(u, op.matmul(x, A)), u
+
+
+@rule("c:nm", when="const(c)", cite="papers.md R14 (DoRA takes a bias away and puts it back)")
+def difference_with_itself(op: Reading, c: Term) -> tuple[Term, Term]:
+    """c - c == 0"""
+    return op.add(c, op.scalar(c, op.minus_one)), op.zero_like(c)
