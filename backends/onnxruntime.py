@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir
 
-LARGE = 1 << 30  # bytes of model above which weights go to the runtime by file: protobuf stops at 2 GB, and copies add up
+LARGE = (
+    1 << 30
+)  # bytes of model above which weights go to the runtime by file: protobuf stops at 2 GB, and copies add up
 _KINDS = {
     "float": "float32", "float16": "float16", "double": "float64", "bfloat16": "bfloat16", "bool": "bool",
     "string": "str", "float8e4m3fn": "float8_e4m3fn", "float8e4m3fnuz": "float8_e4m3fnuz",
