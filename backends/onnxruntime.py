@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime
+import onnxruntime  # type: ignore[import-untyped, unused-ignore]
 
 from backends.arrays import as_numpy, dtype_named
 from backends.program import Port

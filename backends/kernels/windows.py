@@ -95,13 +95,14 @@ def conv_transpose(call: Call, x: Array, w: Array, b: Array | None = None) -> An
     taps = weights.reshape(groups, x.shape[1] // groups, w.shape[1], *kernel_shape)
     for at in itertools.product(*(range(k) for k in kernel_shape)):
         part = np.matmul(taps[(..., *at)].transpose(0, 2, 1), columns).reshape(*y.shape[:3], *x.shape[2:])
-        place = [
+        place: list[Any] = [
             slice(i * d, i * d + s * (size - 1) + 1, s)
             for i, d, s, size in zip(at, dilations, strides, x.shape[2:], strict=True)
         ]
         y[(..., *place)] += part
     y = y.reshape(x.shape[0], outputs, *room)
-    y = y[(..., *(slice(p[0], p[0] + s) for p, s in zip(pads, shape, strict=True)))]
+    inside: list[Any] = [slice(p[0], p[0] + s) for p, s in zip(pads, shape, strict=True)]
+    y = y[(..., *inside)]
     y = y if b is None else y + raised(b).reshape(-1, *(1,) * n)
     return y.astype(x.dtype, copy=False)
 

@@ -1,0 +1,150 @@
+"""Which of several programs is fastest: a process each, so that thread pools do not meet, in alternating rounds."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from backends.arrays import as_numpy, dtype_named
+from backends.program import Port
+from backends.worker import Worker
+from rewriter.errors import InvalidInput, RewriterError
+
+if TYPE_CHECKING:
+    import onnx
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model on a backend, or a program that was saved; ``options`` go to the backend's ``build`` or ``restore``."""
+
+    backend: str
+    model: onnx.ModelProto | str | os.PathLike[str] | None = None
+    saved: str | os.PathLike[str] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds a call; both are infinite, and ``failure`` says why, where the candidate did not run."""
+
+    median_ms: float
+    min_ms: float
+    calls: int = 0
+    failure: str | None = None
+
+
+def compare(
+    candidates: Mapping[str, Candidate],
+    inputs: Sequence[Any],
+    *,
+    rounds: int = 5,
+    threads: int | None = None,
+    seconds: float = 1.0,
+    timeout: float = 120.0,
+) -> dict[str, Timing]:
+    """Time every candidate on ``inputs`` (arrays in graph order).
+
+    The candidates take turns, ``rounds`` times; ``seconds`` is the time for all timed calls together (each turn makes at
+    least one call), loading and warm-up come on top. A candidate that fails, crashes or takes longer than ``timeout``
+    for one step does not stop the others.
+    """
+    with Comparison(candidates, threads=threads, timeout=timeout) as comparison:
+        return comparison.run(inputs, rounds=rounds, seconds=seconds)
+
+
+class Comparison:
+    """The processes of one comparison. They start when this is made, so that their imports can overlap other work."""
+
+    def __init__(
+        self, candidates: Mapping[str, Candidate], *, threads: int | None = None, timeout: float = 120.0
+    ) -> None:
+        if not candidates:
+            raise InvalidInput("there is nothing to compare; give at least one candidate")
+        self._candidates = dict(candidates)
+        self._threads = threads
+        self._workers = {
+            name: Worker(candidate.backend, threads=threads, timeout=timeout)
+            for name, candidate in self._candidates.items()
+        }
+        for worker in self._workers.values():
+            worker.start()
+
+    def run(self, inputs: Sequence[Any], *, rounds: int = 5, seconds: float = 1.0) -> dict[str, Timing]:
+        """As ``compare``."""
+        values = [value if isinstance(value, list) else as_numpy(value) for value in inputs]
+        failures: dict[str, str] = {}
+        taken: dict[str, list[float]] = {name: [] for name in self._candidates}
+        turn = seconds / (max(1, rounds) * len(self._candidates))
+        for name in self._candidates:
+            self._try(name, failures, self._load)
+        for name in self._candidates:
+            self._try(name, failures, lambda n: self._time(n, values, turn))  # warm-up: its times are dropped
+        for number in range(max(1, rounds)):
+            names = list(self._candidates)
+            for name in names if number % 2 == 0 else reversed(names):  # nobody is always the one after a pause
+                times = self._try(name, failures, lambda n: self._time(n, values, turn))
+                taken[name] += times or []
+        return {name: _timing(taken[name], failures.get(name)) for name in self._candidates}
+
+    def close(self) -> None:
+        """End the processes."""
+        for worker in self._workers.values():
+            worker.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _try(self, name: str, failures: dict[str, str], step: Any) -> Any:
+        if name in failures:
+            return None
+        try:
+            return step(name)
+        except RewriterError as error:
+            failures[name] = str(error)
+            return None
+
+    def _load(self, name: str) -> None:
+        candidate = self._candidates[name]
+        options = {**candidate.options, "threads": self._threads}
+        saved = os.path.abspath(candidate.saved) if candidate.saved is not None else None
+        self._workers[name].load("model", candidate.model, restore=saved, options=options)
+
+    def _time(self, name: str, values: list[Any], seconds: float) -> list[float]:
+        message = {"do": "time", "key": "model", "repeat": 1000, "seconds": seconds}
+        times: list[float] = self._workers[name].ask(message, values)[0]["ms"]
+        return times
+
+
+def example_arrays(ports: Sequence[Port], dims: Mapping[str, int] | None = None, seed: int = 0) -> list[Array]:
+    """Random inputs that fit ``ports``: normal floats, ones and zeros for integers and bools.
+
+    A symbolic dimension takes its size from ``dims``, else 1; so does a nameless one.
+    """
+    random = np.random.default_rng(seed)
+    arrays: list[Array] = []
+    for port in ports:
+        if port.shape is None or not port.dtype or port.dtype == "str":
+            raise InvalidInput(f"input {port.name!r} has no tensor type of known rank; give example inputs")
+        shape = [d if isinstance(d, int) and d >= 0 else (dims or {}).get(str(d), 1) for d in port.shape]
+        dtype = dtype_named(port.dtype)
+        integral = dtype.kind in "iub" or "int" in dtype.name
+        arrays.append((random.integers(0, 2, shape) if integral else random.normal(size=shape)).astype(dtype))
+    return arrays
+
+
+def _timing(times: list[float], failure: str | None) -> Timing:
+    if failure is not None or not times:
+        return Timing(math.inf, math.inf, 0, failure or "it was never run")
+    return Timing(statistics.median(times), min(times), len(times))
