@@ -119,7 +119,7 @@ class Editor:
     def initialiser(self, data: ir.TensorProtocol, hint: str) -> ir.Value:
         """An initialiser of the main graph on that tensor, unread and uncopied."""
         name = self.fresh(hint)
-        shape = ir.Shape(list(data.shape))
+        shape = ir.Shape(data.shape.numpy())
         value = ir.Value(name=name, shape=shape, type=ir.TensorType(data.dtype), const_value=data)
         self.model.graph.register_initializer(value)
         return value

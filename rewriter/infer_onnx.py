@@ -78,7 +78,7 @@ def _forget(model: ir.Model, opaque_shapes: bool) -> None:
                 output.shape = None
     for value in model.graph.initializers.values():
         if value.const_value is not None:
-            value.shape = ir.Shape(list(value.const_value.shape))
+            value.shape = ir.Shape(value.const_value.shape.numpy())
             value.type = ir.TensorType(value.const_value.dtype)
 
 

@@ -102,6 +102,8 @@ def _axes_to_input(since: int) -> Adapter:
 
 
 def _slice(node: ir.Node, editor: Editor, opset: int) -> None:
+    if opset >= 10:
+        return
     starts, ends, axes = (_pop(node, name) for name in ("starts", "ends", "axes"))
     if starts is None or ends is None:
         raise CannotUpgrade("Slice without starts and ends")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx_ir.passes import PassError
 from onnx_ir.passes.common import InlinePass, RemoveUnusedFunctionsPass
 
@@ -104,8 +104,9 @@ def _parse(path: Path) -> onnx.ModelProto:
     for magic, what in _MAGIC.items():
         if data.startswith(magic):
             raise InvalidModel(f"'{path}' is no ONNX model but {what}")
+    proto = onnx.ModelProto()
     try:
-        proto = onnx.ModelProto.FromString(data)
+        proto.ParseFromString(data)
     except DecodeError:
         raise InvalidModel(f"'{path}' is not an ONNX model, or it is damaged or cut short") from None
     return proto
@@ -121,7 +122,7 @@ def _weights_are_no_inputs(graph: ir.Graph) -> None:
 def _inline_functions(model: ir.Model) -> None:
     try:
         InlinePass(lambda function: function.domain != "rewriter")(model)
-        RemoveUnusedFunctionsPass()(model)
+        RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     except (PassError, ValueError) as error:
         reason = error.__cause__ or error
         raise UnsupportedModel(f"the model's local functions cannot be inlined: {reason}") from None
