@@ -37,6 +37,8 @@ class Rule:
     equal: str
     breaks_at: Mapping[str, Any] = field(default_factory=dict)
     sample: Callable[[Any], Mapping[str, Any]] | None = None
+    weights: bool = False
+    """A law for terms made of weights alone. All others look at run-time terms only: weights are folded, whatever their form."""
     declines: str = ""
     """What to tell a user at whose model a ``given`` condition failed."""
 
@@ -77,7 +79,7 @@ class Rule:
         lhs, rhs = self.patterns()
         built: list[str] = []
         root = _action(rhs, built, f"{self.theory}/{self.name}")
-        body = " ".join([f"(= l_ {text(lhs)})", *(_fact(c) for c in (*self.when, *self.given))])
+        body = " ".join([f"(= l_ {text(lhs)})", *self._site, *(_fact(c) for c in (*self.when, *self.given))])
         actions = " ".join([*built, f"(union l_ {root})"])
         return f'(rule ({body}) ({actions}) :ruleset {ruleset} :name "{self.theory}/{self.name}")'
 
@@ -85,9 +87,13 @@ class Rule:
         """Egglog text that records, for each place where the left side stands, what its variables are."""
         relation, lhs = self.near_relation, self.patterns()[0]
         sorts = " ".join(EGG_SORT[self.kind(v)] for v in self.free)
-        body = " ".join([f"(= l_ {text(lhs)})", *(_fact(c) for c in self.when)])
+        body = " ".join([f"(= l_ {text(lhs)})", *self._site, *(_fact(c) for c in self.when)])
         row = f"({relation} l_ {' '.join(self.free)})"
         return f'(relation {relation} (T {sorts}))\n(rule ({body}) ({row}) :ruleset near :name "near {relation}")'
+
+    @property
+    def _site(self) -> list[str]:
+        return [] if self.weights else ["(live l_)"]
 
     @property
     def near_relation(self) -> str:
@@ -106,6 +112,7 @@ def rule(
     equal: str = "reals",
     breaks_at: Mapping[str, Any] | None = None,
     sample: Callable[[Any], Mapping[str, Any]] | None = None,
+    weights: bool = False,
     declines: str = "",
 ) -> Callable[[Callable[..., tuple[Term, Term]]], Rule]:
     """Record the decorated ``sides(op, x, ...) -> (lhs, rhs)`` as a rule.
@@ -126,7 +133,7 @@ def rule(
         theory = sides.__module__.rsplit(".", 1)[-1]
         when_, given_ = tuple(conditions(when)), tuple(conditions(given))
         line = statement.splitlines()[0]
-        return Rule(name, theory, line, kinds, sides, when_, given_, cite, equal, breaks_at or {}, sample, declines)
+        return Rule(name, theory, line, kinds, sides, when_, given_, cite, equal, breaks_at or {}, sample, weights, declines)
 
     return record
 

@@ -96,6 +96,8 @@ FACTS: dict[str, Fact] = {
     f.name: f
     for f in (
         Fact("const", "t"),
+        # Not constant: some input of the model reaches it.
+        Fact("live", "t"),
         Fact("zero", "t", _zero),
         Fact("one", "t", _one),
         # u is an affine image of x: matmuls and convolutions by constants, scales, biases and sums of such.
@@ -355,8 +357,8 @@ def _columns(x: np.ndarray, w: Window) -> np.ndarray:
     return stacked.reshape(x.shape[0], w.group, -1, stacked.shape[-1])
 
 
-def declarations() -> str:
-    """The egglog text that declares sorts, operators, facts and tables."""
+def declarations() -> list[str]:
+    """The egglog commands that declares sorts, operators, facts and tables."""
     lines = ["(sort T)", "(sort Ts (Vec T))", "(constructor leaf (i64) T)", "(constructor op (String Ts) T)", f"(constructor {MINUS_ONE} () T)"]
     lines += ["(function node (i64) T :no-merge)", "(function tag_op (String Ts) String :merge old)", f"(function tag_{MINUS_ONE} () String :merge old)"]
     for o in OPERATORS.values():
@@ -367,7 +369,7 @@ def declarations() -> str:
         lines.append(f"(relation {f.name} ({' '.join(EGG_SORT[k] for k in f.kinds)}))")
     for t in TABLES.values():
         lines.append(f"(relation {t.name} ({' '.join(['String'] * t.inputs + [EGG_SORT[k] for k in t.outputs])}))")
-    return "\n".join(lines)
+    return lines
 
 
 def table_facts(windows: Iterable[str], *, limit: int = 64) -> list[tuple[Any, ...]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-TEXT = re.compile(r"(\d+)>(\d+) k([\dx]*) s([\dx]*) p([\d,]*) d([\dx]*) g(\d+)")
+TEXT = re.compile(r"(\d+)>(\d+) k([\dx]*) s([\dx]*) p([\d,]*) d([\dx]*) g(\d+)( \w+)?")
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,13 @@ class Window:
     pads: tuple[int, ...]
     dilations: tuple[int, ...]
     group: int
+    dtype: str = "float32"
+    """Of the weights: laws make kernels of zeros and ones, and those need a type."""
 
     def __str__(self) -> str:
         kernel, strides, dilations = ("x".join(map(str, v)) for v in (self.kernel, self.strides, self.dilations))
-        return f"{self.inputs}>{self.outputs} k{kernel} s{strides} p{','.join(map(str, self.pads))} d{dilations} g{self.group}"
+        dtype = "" if self.dtype == "float32" else f" {self.dtype}"
+        return f"{self.inputs}>{self.outputs} k{kernel} s{strides} p{','.join(map(str, self.pads))} d{dilations} g{self.group}{dtype}"
 
     @classmethod
     def parse(cls, text: str) -> Window:
@@ -35,7 +38,8 @@ class Window:
         if found is None:
             raise ValueError(f"not a window: {text!r}")
         kernel, strides, dilations = (_ints(found[i], "x") for i in (3, 4, 6))
-        return cls(int(found[1]), int(found[2]), kernel, strides, _ints(found[5], ","), dilations, int(found[7]))
+        dtype = (found[8] or " float32")[1:]
+        return cls(int(found[1]), int(found[2]), kernel, strides, _ints(found[5], ","), dilations, int(found[7]), dtype)
 
     @property
     def rank(self) -> int:
@@ -101,7 +105,7 @@ def join(a: Window, b: Window) -> tuple[Window, Widening, Widening] | None:
     A kernel with ``e`` zeros added before it computes the same if the padding before the image grows by ``e * dilation``.
     None when strides, channels or tap positions do not fit.
     """
-    if (a.inputs, a.outputs, a.strides, a.rank) != (b.inputs, b.outputs, b.strides, b.rank):
+    if (a.inputs, a.outputs, a.strides, a.rank, a.dtype) != (b.inputs, b.outputs, b.strides, b.rank, b.dtype):
         return None
     dilations = tuple(db if ka == 1 else da for ka, da, db in zip(a.kernel, a.dilations, b.dilations, strict=True))
     n, taps = a.rank, []
@@ -124,7 +128,7 @@ def join(a: Window, b: Window) -> tuple[Window, Widening, Widening] | None:
     group = _coarser(a.group, b.group)
     if group is None:
         return None
-    c = Window(a.inputs, a.outputs, kernel, a.strides, begins + ends, dilations, group)
+    c = Window(a.inputs, a.outputs, kernel, a.strides, begins + ends, dilations, group, a.dtype)
     return c, _widening(a, c), _widening(b, c)
 
 
@@ -133,7 +137,7 @@ def compose(first: Window, then: Window) -> Window | None:
 
     Exact if ``then`` is pointwise, or if ``first`` is pointwise (unpadded and bias-free, so that zeros stay zeros).
     """
-    if first.outputs != then.inputs or first.rank != then.rank:
+    if (first.outputs, first.rank, first.dtype) != (then.inputs, then.rank, then.dtype):
         return None
     if then.pointwise:
         shape = first
@@ -151,7 +155,7 @@ def depthwise_identity(a: Window) -> Window | None:
     if a.inputs != a.outputs or any(s != 1 for s in a.strides) or not same_size:
         return None
     n = a.rank
-    return Window(a.inputs, a.inputs, (1,) * n, (1,) * n, (0,) * (2 * n), (1,) * n, a.inputs)
+    return Window(a.inputs, a.inputs, (1,) * n, (1,) * n, (0,) * (2 * n), (1,) * n, a.inputs, a.dtype)
 
 
 def _reach(a: Window, i: int) -> int:

@@ -10,9 +10,3 @@ from rewriter.terms import Reading, Term
 def sum_commutes(op: Reading, x: Term, y: Term) -> tuple[Term, Term]:
     """x + y == y + x"""
     return op.add(x, y), op.add(y, x)
-
-
-@rule("x:nm", cite="papers.md R4")
-def doubled(op: Reading, x: Term) -> tuple[Term, Term]:
-    """x + x == 2 x; written with the one number at hand, -1: (-1 + -1)(-1 x)"""
-    return op.add(x, x), op.scalar(op.scalar(x, op.minus_one), op.add(op.minus_one, op.minus_one))

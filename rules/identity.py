@@ -41,7 +41,7 @@ def sum_with_zero_product(op: Reading, u: Term, x: Term, A: Term) -> tuple[Term,
     return op.add(u, op.matmul(x, A)), u
 
 
-@rule("c:nm", when="const(c)", cite="papers.md R14 (DoRA takes a bias away and puts it back)")
+@rule("c:nm", weights=True, when="const(c)", cite="papers.md R14 (DoRA takes a bias away and puts it back)")
 def difference_with_itself(op: Reading, c: Term) -> tuple[Term, Term]:
     """c - c == 0"""
     return op.add(c, op.scalar(c, op.minus_one)), op.zero_like(c)

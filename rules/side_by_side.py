@@ -26,6 +26,12 @@ def concatenation_enters_map(op: Reading, f: Term, u: Term, g: Term, v: Term, a:
     return op.cat(op.map(f, u), op.map(g, v), a), op.map(f, op.cat(u, v, a))
 
 
+@rule("p:ni q:ni u:nj v:nj a:int", cite="papers.md R7: gated units and x * sigmoid(x)", sample=lambda draw: {"a": -1})
+def concatenation_enters_product(op: Reading, p: Term, q: Term, u: Term, v: Term, a: Term) -> tuple[Term, Term]:
+    """[p * q|u * v] == [p|u] * [q|v]"""
+    return op.cat(op.mul(p, q), op.mul(u, v), a), op.mul(op.cat(p, u, a), op.cat(q, v, a))
+
+
 @rule("u:ni b:i v:nj c:j", when="const(b) const(c)", cite="papers.md R6")
 def concatenation_enters_bias(op: Reading, u: Term, b: Term, v: Term, c: Term) -> tuple[Term, Term]:
     """[u + b|v + c] == [u|v] + [b|c]"""

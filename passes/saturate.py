@@ -1,0 +1,158 @@
+"""Replace a graph by the cheapest equal one that the rules find."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from rewriter.cost import Prices, class_sizes, run_cost, stored_cost
+from rewriter.decode import Selected, decode
+from rewriter.egraph import Frozen, Limits, Program, Saturator
+from rewriter.encode import Encoding, encode
+from rewriter.extract import Choice, Extraction, cheapest_weights, extract
+from rewriter.rule import Rule, condition_holds
+from rewriter.terms import FACTS, OPERATORS, TABLES
+
+PREFER_MODEL = 1e-3
+"""Microseconds by which a node of the model beats an equal one that a rule made: ties leave the model alone."""
+
+
+@dataclass(frozen=True)
+class Decline:
+    """A law whose left side stands at ``site`` and whose condition does not hold there."""
+
+    rule: str
+    site: str
+    reason: str
+
+
+@dataclass
+class Search:
+    """What one search did, summed over a model's graphs."""
+
+    nodes: int = 0
+    classes: int = 0
+    rounds: int = 0
+    seconds: float = 0.0
+    stop: str = "saturated"
+    method: str = "forced"
+    extraction_seconds: float = 0.0
+    gap: float = 0.0
+    rewrites: Counter[str] = field(default_factory=Counter)
+    declined: list[Decline] = field(default_factory=list)
+    value_facts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def add(self, other: Search) -> None:
+        self.nodes += other.nodes
+        self.classes += other.classes
+        self.rounds = max(self.rounds, other.rounds)
+        self.seconds += other.seconds
+        self.stop = other.stop if self.stop == "saturated" else self.stop
+        self.method = other.method if self.method in ("forced", other.method) or other.method == "greedy" else self.method
+        self.extraction_seconds += other.extraction_seconds
+        self.gap = max(self.gap, other.gap)
+        self.rewrites += other.rewrites
+        self.declined += other.declined
+        self.value_facts |= other.value_facts
+
+
+def saturate(
+    graph: ir.Graph,
+    rules: Sequence[Rule],
+    saturator: Saturator,
+    *,
+    limits: Limits | None = None,
+    objective: str = "latency",
+    hints: Mapping[str, int] | None = None,
+) -> tuple[ir.Graph, Search]:
+    """The cheapest graph equal to ``graph`` under the rules, constants left as expressions, and how it was found.
+
+    before                                      after
+        a = MatMul(x, W)                            d = MatMul(A, B)
+        b = MatMul(MatMul(x, A), B)                 e = Add(W, d)
+        return Add(a, b)                            return MatMul(x, e)
+
+    ``hints``: sizes of symbolic dimensions, for the cost. Consumes ``graph``. Raises ``SearchFailed``, and then leaves it as it was.
+    """
+    encoding = encode(graph)
+    frozen = saturator.saturate(Program(encoding.lines, rules, limits or Limits()))
+    prices = Prices.for_objective(objective)
+    selected, extraction = select(frozen, encoding, encoding.roots(graph), prices, hints or {})
+    search = Search(
+        len(frozen.nodes), len({n[1] for n in frozen.nodes}), frozen.rounds, frozen.seconds, frozen.stop,
+        extraction.method, extraction.seconds, extraction.gap, value_facts=encoding.value_facts,
+    )  # fmt: skip
+    search.rewrites = Counter(s.rule for s in selected.values() if s.rule)
+    search.declined = list(_declined(frozen, encoding, rules, set(selected)))
+    return decode(graph, encoding, frozen.model, selected), search
+
+
+def select(
+    frozen: Frozen, encoding: Encoding, roots: Sequence[int], prices: Prices, hints: Mapping[str, int]
+) -> tuple[dict[int, Selected], Extraction]:
+    """One e-node per class of the cheapest solution: run-time classes first, then the weights that they read."""
+    const = {row[0] for row in frozen.facts["const"]}
+    sizes = class_sizes(frozen.nodes, encoding, frozen.model, hints)
+    live: dict[int, list[Choice]] = {}
+    fixed: dict[int, list[Choice]] = {}
+    for k, (op, cls, arguments, rule) in enumerate(frozen.nodes):
+        reads = _reads(op, arguments)
+        if cls in const:
+            if all(r in const for r in reads):
+                # Any weights-only expression is free at run time: prefer short ones, and the model's own.
+                fixed.setdefault(cls, []).append(Choice(k, 0.0 if op == "leaf" else 1.0 + PREFER_MODEL * bool(rule), reads))
+            continue
+        cost = run_cost(op, cls, arguments, sizes, prices) + (PREFER_MODEL if rule else 0.0)
+        cost += sum(stored_cost(r, sizes, prices) for r in reads if r in const)
+        live.setdefault(cls, []).append(Choice(k, cost, tuple(r for r in reads if r not in const)))
+    tops = [frozen.model[i] for i in roots]
+    extraction = extract(live, [c for c in tops if c not in const])
+    weights = cheapest_weights(fixed)
+    selected: dict[int, Selected] = {}
+    wanted = [c for c in tops if c in const]
+    for cls, choice in extraction.chosen.items():
+        op, _, arguments, rule = frozen.nodes[choice.node]
+        selected[cls] = Selected(op, arguments, rule)
+        wanted += [r for r in _reads(op, arguments) if r in const]
+    while wanted:
+        cls = wanted.pop()
+        if cls not in selected:
+            op, _, arguments, rule = frozen.nodes[weights[cls].node]
+            selected[cls] = Selected(op, arguments, rule)
+            wanted += _reads(op, arguments)
+    return selected, extraction
+
+
+def _reads(op: str, arguments: tuple[object, ...]) -> tuple[int, ...]:
+    if op == "op":
+        return tuple(a for a in arguments[1:] if isinstance(a, int))
+    kinds = OPERATORS[op].kinds if op in OPERATORS else ""
+    return tuple(a for a, k in zip(arguments, kinds, strict=False) if k == "t" and isinstance(a, int))
+
+
+def _declined(frozen: Frozen, encoding: Encoding, rules: Sequence[Rule], in_solution: set[int]) -> list[Decline]:
+    """Places in the result where a law's left side stands and a condition that makes it true fails."""
+    facts = {name: set(rows) for name, rows in frozen.facts.items()}
+    names = {frozen.model[i]: v.name for i, v in reversed(list(enumerate(encoding.values))) if v is not None and v.name}
+    solved = {s for s in in_solution}
+    found: dict[tuple[str, str], Decline] = {}
+    for rule in rules:
+        for row in frozen.near.get(rule.near_relation.removeprefix("near_"), ()):
+            root, values = row[0], dict(zip(rule.free, row[1:], strict=True))
+            missing = [c for c in rule.given if not _derived(c, values, facts)]
+            site = names.get(root) or next((names[v] for v in row[1:] if isinstance(v, int) and v in names and v in solved), "")
+            if missing and site:
+                written = ", ".join(f"{n}({','.join(a)})" for n, a in missing)
+                name = f"{rule.theory}/{rule.name}"
+                found.setdefault((name, site), Decline(name, site, f"{rule.declines} ({written} does not hold)"))
+    return list(found.values())
+
+
+def _derived(condition: tuple[str, tuple[str, ...]], values: Mapping[str, object], facts: Mapping[str, set[tuple[object, ...]]]) -> bool:
+    name, arguments = condition
+    if name in FACTS and name not in TABLES:
+        return tuple(values[a] for a in arguments) in facts[name]
+    return condition_holds(condition, values)

@@ -1,0 +1,59 @@
+"""What is derived about terms in the e-graph: constness, liveness, values, and who reads what.
+
+These are rules without a right side. Every fact is positive and monotone: it can be derived late but never turn false.
+"""
+
+from __future__ import annotations
+
+from rewriter.terms import OPERATORS, Operator
+
+# Facts about values. Each line is a theorem: a pattern, the facts it needs, the fact it gives.
+VALUES = """
+(rule ((= t (scale z s a)) (zero z)) ((zero t)) :ruleset analysis)
+(rule ((= t (scale x z a)) (zero z) (const x)) ((zero t)) :ruleset analysis)
+(rule ((= t (scalar z c)) (zero z)) ((zero t)) :ruleset analysis)
+(rule ((= t (scalar x z)) (zero z) (const x)) ((zero t)) :ruleset analysis)
+(rule ((= t (matmul z b)) (zero z) (const b)) ((zero t)) :ruleset analysis)
+(rule ((= t (matmul a z)) (zero z) (const a)) ((zero t)) :ruleset analysis)
+(rule ((= t (mul z b)) (zero z) (const b)) ((zero t)) :ruleset analysis)
+(rule ((= t (mul a z)) (zero z) (const a)) ((zero t)) :ruleset analysis)
+(rule ((= t (zero_like a))) ((zero t)) :ruleset analysis)
+(rule ((= t (zero_row a))) ((zero t)) :ruleset analysis)
+(rule ((= t (kernel_widen z e)) (zero z)) ((zero t)) :ruleset analysis)
+(rule ((= t (kernel_sum_inputs z c w)) (zero z)) ((zero t)) :ruleset analysis)
+(rule ((= t (kernel_sum_inputs k z w)) (zero z)) ((zero t)) :ruleset analysis)
+(rule ((= t (kernel_ones w))) ((one t)) :ruleset analysis)
+(rule ((= t (scalar (minus_one) (minus_one)))) ((one t)) :ruleset analysis)
+(rule ((= t (scale a b x)) (one a) (one b)) ((one t)) :ruleset analysis)
+(rule ((= t (scalar a b)) (one a) (one b)) ((one t)) :ruleset analysis)
+"""
+
+# u reads x: u is affine in x. Two tensors that read one x, bare or through one element-wise function, are siblings.
+READING = """
+(rule ((= u (matmul x a)) (const a) (live x)) ((reads u x)) :ruleset analysis)
+(rule ((= u (conv x k w)) (const k) (live x)) ((reads u x)) :ruleset analysis)
+(rule ((= u (scale v s a)) (reads v x)) ((reads u x)) :ruleset analysis)
+(rule ((= u (scalar v c)) (reads v x)) ((reads u x)) :ruleset analysis)
+(rule ((= u (bias v b a)) (reads v x)) ((reads u x)) :ruleset analysis)
+(rule ((= u (add v w)) (reads v x) (reads w x)) ((reads u x)) :ruleset analysis)
+(rule ((= u (map f p)) (= v (map g q)) (reads p x) (reads q x) (= s (add l r)) (= l (matmul u a)) (= r (matmul v b)) (!= u v))
+      ((siblings u v)) :ruleset analysis)
+"""
+
+
+def rules() -> list[str]:
+    """All analysis rules as egglog commands, in the ruleset ``analysis``."""
+    lines = [line for o in OPERATORS.values() for line in _structural(o)]
+    lines.append("(rule ((= t (minus_one))) ((const t)) :ruleset analysis)")
+    return [*lines, *VALUES.strip().splitlines(), *READING.strip().replace("\n      ", " ").splitlines()]
+
+
+def _structural(o: Operator) -> list[str]:
+    """An operator's result is constant if all its tensors are, live if one of them is."""
+    names = [f"v{i}" for i in range(len(o.kinds))]
+    tensors = [n for n, k in zip(names, o.kinds, strict=True) if k == "t"]
+    call = f"(= t ({o.name} {' '.join(names)}))"
+    rules = [f"(rule ({call} {' '.join(f'(const {t})' for t in tensors)}) ((const t)) :ruleset analysis)"]
+    if not o.weights_only:
+        rules += [f"(rule ({call} (live {t})) ((live t)) :ruleset analysis)" for t in tensors]
+    return rules

@@ -1,0 +1,130 @@
+"""What a term costs: a roofline in microseconds, and a price for stored bytes.
+
+The figures are those of a small server core pair; only their ratios matter here, and a later measurement decides against the graph
+as it was. A term of weights alone costs no time, but its bytes are stored and read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rewriter.encode import Encoding
+from rewriter.terms import MINUS_ONE
+from rewriter.window import Window
+
+Sizes = tuple[int, ...]
+UNKNOWN = 64
+"""The length that an unknown dimension is priced at; an unknown batch (the first axis) counts 1."""
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Microseconds per unit."""
+
+    flop: float = 1e-5
+    """100 GFLOP/s for matmuls and dense convolutions."""
+    depthwise_flop: float = 5e-5
+    byte: float = 5e-5
+    """20 GB/s: activations mostly stay in cache."""
+    node: float = 2.0
+    """Starting a kernel."""
+    stored_byte: float = 1e-7
+
+    @classmethod
+    def for_objective(cls, objective: str) -> Prices:
+        if objective == "memory":
+            return cls(flop=1e-11, depthwise_flop=5e-11, byte=5e-11, node=2e-6, stored_byte=1.0)
+        return cls()
+
+
+def numbers(shape: Sequence[int | str] | None, hints: Mapping[str, int]) -> Sizes | None:
+    """A shape with names replaced by hints, or by ``UNKNOWN``."""
+    if shape is None:
+        return None
+    return tuple(d if isinstance(d, int) else hints.get(d, 1 if i == 0 and len(shape) > 1 else UNKNOWN) for i, d in enumerate(shape))
+
+
+def infer(op: str, arguments: Sequence[Any], sizes: Mapping[int, Sizes]) -> Sizes | None:
+    """The result's shape of one operator from its arguments' (classes with known sizes), or None."""
+    tensors = [sizes.get(a) if isinstance(a, int) else None for a in arguments]
+    x = tensors[0] if tensors else None
+    y = tensors[1] if len(tensors) > 1 else None
+    if op == "matmul":
+        return None if x is None or y is None else (*x[:-1], *y[1:])
+    if op in ("add", "mul"):
+        return x or y
+    if op in ("scale", "bias", "scalar", "kernel_scale_inputs", "zero_like", "eye_like"):
+        return x
+    if op == "map":
+        return y
+    if op == "cat":
+        axis = arguments[2]
+        return None if x is None or y is None else (*x[:axis], x[axis] + y[axis], *(x[axis + 1 :] if axis != -1 else ()))
+    if op in ("conv", "mean_pool"):
+        window = Window.parse(arguments[-1])
+        return None if x is None else (x[0], window.outputs, *window.size(x[2:]))
+    if op in ("kernel_ones", "kernel_mean", "kernel_diagonal"):
+        return Window.parse(arguments[-1]).shape
+    if op == "kernel_sum_inputs":
+        return (Window.parse(arguments[-1]).outputs,)
+    if op == "zero_row":
+        return None if x is None else x[1:]
+    return () if op == MINUS_ONE else None
+
+
+def class_sizes(nodes: Sequence[tuple[str, int, tuple[Any, ...], str]], encoding: Encoding, model: Mapping[int, int], hints: Mapping[str, int]) -> dict[int, Sizes]:
+    """Sizes of every class that has a known shape: the model's, and by inference those that rules made."""
+    sizes: dict[int, Sizes] = {}
+    for i, shape in enumerate(encoding.shapes):
+        known = numbers(shape, hints)
+        if known is not None:
+            sizes.setdefault(model[i], known)
+    pending = [n for n in nodes if n[1] not in sizes]
+    while pending:
+        left = []
+        for op, cls, arguments, tag in pending:
+            found = infer(op, arguments, sizes) if cls not in sizes else None
+            if found is not None:
+                sizes[cls] = found
+            elif cls not in sizes:
+                left.append((op, cls, arguments, tag))
+        if len(left) == len(pending):
+            break
+        pending = left
+    return sizes
+
+
+def macs(op: str, arguments: Sequence[Any], out: Sizes | None, sizes: Mapping[int, Sizes]) -> float:
+    """Multiply-accumulates of one run-time operator."""
+    if out is None:
+        return 0.0
+    if op == "matmul":
+        return float(math.prod(sizes.get(arguments[0], ()))) * out[-1]
+    if op in ("conv", "mean_pool"):
+        window = Window.parse(arguments[-1])
+        return float(math.prod(out)) * math.prod(window.shape[1:])
+    return 0.0
+
+
+def run_cost(op: str, cls: int, arguments: Sequence[Any], sizes: Mapping[int, Sizes], prices: Prices) -> float:
+    """Microseconds that one run-time e-node takes."""
+    out = sizes.get(cls)
+    if op == "leaf" or (op == "op" and str(arguments[0]).startswith("output ")):
+        return 0.0
+    moved = 4.0 * (math.prod(out) if out is not None else 0)
+    moved += sum(4.0 * math.prod(sizes[a]) for a in arguments if isinstance(a, int) and not isinstance(a, bool) and a in sizes and op not in ("cat",))
+    if op == "bias":
+        # Written by the kernel that made its input, as a rule.
+        return 0.5 * prices.node + 0.25 * moved * prices.byte
+    flop = prices.flop
+    if op in ("conv", "mean_pool") and (w := Window.parse(arguments[-1])).group == w.inputs > 1:
+        flop = prices.depthwise_flop
+    return prices.node + max(2 * flop * macs(op, arguments, out, sizes), moved * prices.byte)
+
+
+def stored_cost(cls: int, sizes: Mapping[int, Sizes], prices: Prices) -> float:
+    """The price of keeping one constant."""
+    return 4.0 * math.prod(sizes.get(cls, ())) * prices.stored_byte

@@ -1,0 +1,251 @@
+"""Saturate a program of terms under rules, in a child process with limits that hold.
+
+egglog has neither a time nor a node limit inside a round, so the hard stop is a process: ``python -m rewriter.egraph`` reads one
+JSON request a line, saturates round by round, and answers with the frozen e-graph as plain integers. It is started ahead of time,
+so that its imports cost nothing. Terms are text; see ``rewriter.encode`` for how a model becomes one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rewriter import analysis
+from rewriter.errors import RewriterError
+from rewriter.rule import Rule
+from rewriter.terms import FACTS, MINUS_ONE, OPERATORS, declarations
+
+CHUNK = 20
+"""Lines per parse: one big text is quadratic in egglog (60 s and 13 GB for 5,000 nodes), chunks are linear."""
+
+
+class SearchFailed(RewriterError):
+    """The e-graph could not be saturated: too large, too slow, or egglog refused. The unoptimised graph is the answer."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a search may cost. Rounds and nodes stop it gracefully between rounds; seconds and memory end the process."""
+
+    rounds: int = 24
+    nodes: int = 400_000
+    seconds: float = 120.0
+    memory_mb: int = 8192
+
+
+@dataclass(frozen=True)
+class Program:
+    """``lines``: egglog commands, each on its own; node i of the model is ``(node i)``."""
+
+    lines: Sequence[str]
+    rules: Sequence[Rule]
+    limits: Limits = field(default_factory=Limits)
+    declines: bool = True
+    """Also look for places where a law's left side stands but its condition fails."""
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A saturated e-graph. Classes are integers.
+
+    ``nodes``: (operator, class, arguments, rule that built it or ""); an argument is a class, a string or a number, by the
+    operator's kinds; of ``op`` the arguments are the signature and then classes. ``model``: class of each of the model's nodes.
+    ``facts``: rows by fact name. ``near``: rows by rule. ``stop``: "saturated", "rounds", "nodes".
+    """
+
+    nodes: list[tuple[str, int, tuple[Any, ...], str]]
+    model: dict[int, int]
+    facts: dict[str, list[tuple[Any, ...]]]
+    near: dict[str, list[tuple[Any, ...]]]
+    matches: dict[str, int]
+    rounds: int
+    seconds: float
+    stop: str
+
+
+class Saturator:
+    """The child process. ``start`` early, ``saturate`` when the program is ready; usable again and again."""
+
+    def __init__(self) -> None:
+        self._child: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        if self._child is None or self._child.poll() is not None:
+            environment = os.environ | {"RAYON_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", "rewriter.egraph"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment,
+            )  # fmt: skip
+
+    def saturate(self, program: Program) -> Frozen:
+        """The program's e-graph at its fixpoint or limit. Raises ``SearchFailed``; the child is fresh again afterwards."""
+        self.start()
+        assert self._child is not None and self._child.stdin is not None
+        request = {"preamble": preamble(program), "lines": list(program.lines), "limits": asdict(program.limits)}
+        try:
+            self._child.stdin.write(json.dumps(request) + "\n")
+            self._child.stdin.flush()
+            answer = json.loads(self._read_line(program.limits.seconds))
+        except (BrokenPipeError, ValueError, TimeoutError) as failure:
+            self.stop()
+            limits = program.limits
+            raise SearchFailed(
+                f"the search stopped ({failure or 'the process died'}): over {limits.seconds:g} s or {limits.memory_mb} MB; raise limits="
+            ) from None
+        if "error" in answer:
+            raise SearchFailed(f"egglog refused the program: {answer['error']}")
+        nodes = [(o, c, tuple(a), t) for o, c, a, t in answer["nodes"]]
+        rows = {kind: {k: [tuple(r) for r in v] for k, v in answer[kind].items()} for kind in ("facts", "near")}
+        model = dict(enumerate(answer["model"]))
+        return Frozen(nodes, model, rows["facts"], rows["near"], answer["matches"], answer["rounds"], answer["seconds"], answer["stop"])
+
+    def _read_line(self, seconds: float) -> str:
+        assert self._child is not None and self._child.stdout is not None
+        ready, _, _ = select.select([self._child.stdout], [], [], seconds)
+        if not ready:
+            raise TimeoutError(f"no answer after {seconds:g} s")
+        return self._child.stdout.readline()
+
+    def stop(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+            for pipe in (self._child.stdin, self._child.stdout):
+                if pipe is not None:
+                    pipe.close()
+            self._child = None
+
+    def __enter__(self) -> Saturator:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def preamble(program: Program) -> list[str]:
+    """Everything that does not depend on the model: declarations, analyses, rules."""
+    rules = [r.compile("laws") for r in program.rules]
+    near = [r.near() for r in program.rules if r.given and r.declines] if program.declines else []
+    rulesets = ["(ruleset analysis)", "(ruleset laws)", "(ruleset near)"]
+    return [*declarations(), *rulesets, *analysis.rules(), *rules, *near]
+
+
+class _Session:
+    """One e-graph inside the child."""
+
+    def __init__(self) -> None:
+        from egglog.bindings import EGraph
+
+        self.egraph = EGraph()
+
+    def run(self, text: str) -> list[Any]:
+        return list(self.egraph.run_program(*self.egraph.parse_program(text)))
+
+    def load(self, lines: Sequence[str]) -> None:
+        for i in range(0, len(lines), CHUNK):
+            self.run("\n".join(lines[i : i + CHUNK]))
+
+    def size(self) -> int:
+        """How many e-nodes."""
+        names = set(OPERATORS) | {"op", "leaf"}
+        text = str(self.run("(print-size)")[0])
+        return sum(int(n) for name, n in re.findall(r"\((\S+) (\d+)\)", text) if name in names)
+
+    def saturate(self, limits: dict[str, Any]) -> tuple[int, str, dict[str, int]]:
+        matches: dict[str, int] = {}
+        started = time.monotonic()
+        for done in range(limits["rounds"]):
+            report = self.run("(run-schedule (saturate (run analysis)) (run laws))")[0].report
+            for name, n in report.num_matches_per_rule.items():
+                matches[name] = matches.get(name, 0) + n
+            if not report.updated:
+                return done, "saturated", matches
+            if self.size() > limits["nodes"]:
+                return done + 1, "nodes", matches
+            if time.monotonic() - started > limits["seconds"] / 2:
+                return done + 1, "seconds", matches
+        return limits["rounds"], "rounds", matches
+
+    def freeze(self) -> dict[str, Any]:
+        self.run("(run-schedule (saturate (run analysis)) (run near))")
+        functions = self.egraph.freeze().functions
+        nodes = []
+        for name in ["leaf", "op", MINUS_ONE, *OPERATORS]:
+            if name in functions:
+                nodes += self._nodes(name, functions[name], functions.get(f"tag_{name}"))
+        model = {self._value(r.inputs[0], "i64"): _id(r.output) for r in functions["node"].rows}
+        near = {n[5:]: f for n, f in functions.items() if n.startswith("near_")}
+        rows = lambda f: sorted(self._row(r.inputs, f.input_sorts) for r in f.rows)  # noqa: E731
+        return {
+            "nodes": nodes,
+            "model": [model[i] for i in range(len(model))],
+            "facts": {n: rows(functions[n]) for n in FACTS},
+            "near": {n: rows(f) for n, f in near.items()},
+        }
+
+    def _nodes(self, name: str, function: Any, tags: Any) -> list[Any]:
+        sorts = function.input_sorts
+        tagged = {} if tags is None else {tuple(map(_id, r.inputs)): self.egraph.value_to_string(r.output) for r in tags.rows}
+        out = []
+        for row in function.rows:
+            arguments = self._row(row.inputs, sorts)
+            if name == "op":
+                arguments = [arguments[0], *arguments[1]]
+            out.append([name, _id(row.output), arguments, tagged.get(tuple(map(_id, row.inputs)), "")])
+        return out
+
+    def _row(self, values: Sequence[Any], sorts: Sequence[str]) -> list[Any]:
+        return [self._value(v, s) for v, s in zip(values, sorts, strict=True)]
+
+    def _value(self, value: Any, sort: str) -> Any:
+        if sort == "T":
+            return _id(value)
+        if sort == "i64":
+            return self.egraph.value_to_i64(value)
+        if sort == "String":
+            return self.egraph.value_to_string(value)
+        return [_id(v) for v in self.egraph.value_to_vec(value)]
+
+
+def _id(value: Any) -> int:
+    return int(str(value)[6:-1])  # "Value(12)": the binding shows its number nowhere else
+
+
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    limits, started = request["limits"], time.monotonic()
+    session = _Session()
+    for line in request["preamble"]:
+        session.run(line)
+    session.load(request["lines"])
+    rounds, stop, matches = session.saturate(limits)
+    frozen = session.freeze()
+    return frozen | {"rounds": rounds, "stop": stop, "matches": matches, "seconds": time.monotonic() - started}
+
+
+def main() -> None:
+    """Serve requests until standard input closes."""
+    import egglog.bindings  # noqa: F401  (its import time passes before the first request)
+
+    for line in sys.stdin:
+        request = json.loads(line)
+        limit = request["limits"]["memory_mb"] << 20
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        try:
+            answer = _answer(request)
+        except BaseException as failure:  # egglog's panics are no Exceptions
+            answer = {"error": " ".join(str(failure).split())[:500]}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,543 @@
+"""A normalised ONNX graph as terms: the algebra's vocabulary where an operator has a meaning there, ``op`` elsewhere.
+
+Broadcasting becomes explicit here: a constant operand is a number (``scalar``), a vector along one axis (``scale``, ``bias``) or
+neither, and then the operator is opaque. Unknown dimensions get names of their own, and shapes are carried through the algebra, so
+that ``x·A + x·B·C`` is seen to be a sum of two tensors of one shape whatever the batch.
+
+Sums are put in order here, once, because associativity inside the e-graph explodes: summands that are affine in the same tensor
+stand next to each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from rewriter.edit import dims, is_op, tensor
+from rewriter.terms import MINUS_ONE, table_facts
+from rewriter.window import Window
+
+Shape = tuple[int | str, ...]
+FLOATS = {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
+ELEMENTWISE = {
+    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Ceil", "Celu", "Cos", "Cosh", "Elu", "Erf", "Exp", "Floor", "Gelu",
+    "HardSigmoid", "HardSwish", "LeakyRelu", "Log", "Mish", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin",
+    "Sinh", "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu",
+}  # fmt: skip
+"""Unary operators that act on each element by itself: they commute with concatenation whatever they compute."""
+
+
+@dataclass(frozen=True)
+class Emission:
+    """How to write an opaque operator again. ``inputs``: a position among the term's arguments, a constant, or None (absent)."""
+
+    op_type: str
+    domain: str = ""
+    attributes: tuple[ir.Attr, ...] = ()
+    inputs: tuple[int | np.ndarray | None, ...] = ()
+    outputs: int = 1
+    version: int | None = None
+    overload: str = ""
+    captured: tuple[ir.Value, ...] = ()
+    """Values of this graph that the operator's subgraphs read: arguments after the inputs."""
+
+
+@dataclass
+class Encoding:
+    """Terms of one graph. Term i is ``(node i)`` in ``lines`` and stands for ``values[i]`` (None: made by the encoder)."""
+
+    lines: list[str] = field(default_factory=list)
+    values: list[ir.Value | None] = field(default_factory=list)
+    shapes: list[Shape | None] = field(default_factory=list)
+    dtypes: list[ir.DataType | None] = field(default_factory=list)
+    leaves: dict[int, ir.Value] = field(default_factory=dict)
+    emissions: dict[str, Emission] = field(default_factory=dict)
+    maps: dict[str, Emission] = field(default_factory=dict)
+    index: dict[ir.Value, int] = field(default_factory=dict)
+    value_facts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Initialiser name to the facts read off its values: a law may rest on them, so other weights need another search."""
+    nodes: int = 0
+
+    def roots(self, graph: ir.Graph) -> list[int]:
+        return [self.index[v] for v in graph.outputs]
+
+
+def encode(graph: ir.Graph) -> Encoding:
+    """The graph as terms. Nodes must be in topological order; values that its subgraphs capture keep their identity."""
+    encoder = _Encoder(graph)
+    for node in graph:
+        encoder.node(node)
+    for value in graph.outputs:
+        encoder.of(value)
+    encoder.finish()
+    return encoder.out
+
+
+class _Encoder:
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self.out = Encoding()
+        self.terms: list[tuple[str, tuple[Any, ...]]] = []
+        self.constant: list[bool] = []
+        self.windows: set[str] = set()
+        self.by_content: dict[tuple[Any, ...], int] = {}
+        self.minus_one: int | None = None
+
+    # Terms
+
+    def add(self, head: str, arguments: Sequence[Any], value: ir.Value | None, shape: Shape | None, dtype: ir.DataType | None, const: bool) -> int:
+        """A new term; tensors among the arguments are indices wrapped in ``T``."""
+        i, out = len(self.terms), self.out
+        self.terms.append((head, tuple(arguments)))
+        self.constant.append(const)
+        out.values.append(value)
+        out.shapes.append(shape)
+        out.dtypes.append(dtype)
+        out.lines.append(f"(set (node {i}) {self._text(head, arguments)})")
+        out.lines.append(f"({'const' if const else 'live'} (node {i}))")
+        if value is not None:
+            out.index[value] = i
+        return i
+
+    @staticmethod
+    def _text(head: str, arguments: Sequence[Any]) -> str:
+        if head == "op":
+            return f"(op {_quote(arguments[0])} (vec-of {' '.join(map(str, arguments[1:]))}))" if len(arguments) > 1 else f"(op {_quote(arguments[0])} (vec-empty))"
+        written = [str(a) if isinstance(a, T) else _quote(a) if isinstance(a, str) else str(a) for a in arguments]
+        return f"({' '.join([head, *written])})"
+
+    def of(self, value: ir.Value) -> int:
+        """The term of a value: a leaf if no node of this graph made it."""
+        found = self.out.index.get(value)
+        if found is not None:
+            return found
+        weight = tensor(value)
+        if weight is not None:
+            return self._weight(value, weight)
+        return self._leaf(value, False)
+
+    def _leaf(self, value: ir.Value, const: bool) -> int:
+        leaf = len(self.out.leaves)
+        self.out.leaves[leaf] = value
+        return self.add("leaf", [leaf], value, self._shape(value), value.dtype, const)
+
+    def _weight(self, value: ir.Value, weight: ir.TensorProtocol) -> int:
+        """A constant leaf; equal contents are one leaf (R17: weight sharing by content)."""
+        key = _content_key(weight)
+        known = self.by_content.get(key) if key else None
+        if known is not None:
+            self.out.index[value] = known
+            return known
+        i = self._leaf(value, True)
+        if key:
+            self.by_content[key] = i
+        facts = _value_facts(weight)
+        for fact in facts:
+            self.out.lines.append(f"({fact} (node {i}))")
+        if facts:
+            self.out.value_facts[value.name or ""] = facts
+        return i
+
+    def _shape(self, value: ir.Value) -> Shape | None:
+        found = dims(value)
+        if found is None:
+            return None
+        return tuple(d if isinstance(d, int) or d else f"?{value.name}.{axis}" for axis, d in enumerate(found))
+
+    def shape(self, i: int) -> Shape | None:
+        return self.out.shapes[i]
+
+    def negated(self) -> T:
+        if self.minus_one is None:
+            self.minus_one = self.add(MINUS_ONE, [], None, (), None, True)
+        return T(self.minus_one)
+
+    # Nodes
+
+    def node(self, node: ir.Node) -> None:
+        self.out.nodes += 1
+        if is_op(node, "Identity") and node.outputs[0].dtype == node.inputs[0].dtype:  # type: ignore[union-attr]
+            self.out.index[node.outputs[0]] = self.of(node.inputs[0])  # type: ignore[arg-type]
+            return
+        inputs = [self.of(v) for v in node.inputs if v is not None]
+        handler = getattr(self, f"_{node.op_type.lower()}", None) if node.domain == "" else None
+        if is_op(node, *ELEMENTWISE) and len(inputs) == 1:
+            handler = self._elementwise
+        if handler and not all(self.constant[i] for i in inputs) and self._float(node) and handler(node, inputs):
+            return
+        self._opaque(node, inputs)
+
+    def _float(self, node: ir.Node) -> bool:
+        return len(node.outputs) == 1 and node.outputs[0].dtype in FLOATS
+
+    def _opaque(self, node: ir.Node, inputs: list[int]) -> None:
+        captured = tuple(dict.fromkeys(v for g in subgraphs(node) for v in captures(g)))
+        arguments = inputs + [self.of(v) for v in captured]
+        places = iter(range(len(inputs)))
+        emission = Emission(
+            node.op_type, node.domain, tuple(node.attributes.values()),
+            tuple(None if v is None else next(places) for v in node.inputs), len(node.outputs), node.version, node.overload, captured,
+        )  # fmt: skip
+        own = bool(captured) or any(True for _ in subgraphs(node)) or (node.domain == "" and node.op_type in RANDOM)
+        signature = _signature(emission, f" #{self.out.nodes}" if own else "")
+        self.out.emissions[signature] = emission
+        foldable = node.domain in ("", "ai.onnx", "rewriter") and not own and bool(arguments or node.op_type == "Constant")
+        const = foldable and all(self.constant[i] for i in arguments)
+        first = node.outputs[0]
+        if len(node.outputs) == 1:
+            self.add("op", [signature, *map(T, arguments)], first, self._result_shape(node, inputs), first.dtype, const)
+            return
+        whole = self.add("op", [signature, *map(T, arguments)], None, None, None, const)
+        for k, value in enumerate(node.outputs):
+            self.add("op", [f"output {k}", T(whole)], value, self._shape(value), value.dtype, const)
+
+    def _result_shape(self, node: ir.Node, inputs: list[int]) -> Shape | None:
+        """Inferred; where the inference knows less than the algebra (element-wise operators keep shapes), the algebra's."""
+        found = self._shape(node.outputs[0])
+        if inputs and is_op(node, *ELEMENTWISE, "Softmax", "LayerNormalization", "Cast", "LogSoftmax"):
+            return self.shape(inputs[0]) or found
+        return found
+
+    def constant_op(self, op_type: str, inputs: list[int | np.ndarray], shape: Shape | None, **attributes: Any) -> T:
+        """A weights-only operator that the encoder needs, ``inputs`` being terms and arrays."""
+        terms = [i for i in inputs if isinstance(i, int)]
+        places = iter(range(len(terms)))
+        attrs = tuple(ir.convenience.convert_attributes(attributes))
+        emission = Emission(op_type, "", attrs, tuple(next(places) if isinstance(i, int) else i for i in inputs))
+        signature = _signature(emission)
+        self.out.emissions[signature] = emission
+        dtype = self.out.dtypes[terms[0]]
+        return T(self.add("op", [signature, *map(T, terms)], None, shape, dtype, True))
+
+    def _spread(self, c: int, x: int) -> tuple[str, int, T] | None:
+        """How a constant lies along x: ("number", 0, c[]), ("vector", axis, c[n]), or None where it is neither.
+
+        A vector that broadcasting would repeat must find its length in x: an unknown length may be 1, and then x is what repeats.
+        """
+        small, large = self.shape(c), self.shape(x)
+        if small is None or large is None or len(small) > len(large) or not all(isinstance(d, int) for d in small):
+            return None
+        sizes = [d for d in small if isinstance(d, int)]
+        wide = [axis - len(sizes) for axis, d in enumerate(sizes) if d != 1]
+        if not wide:
+            return "number", 0, T(c) if not sizes else self.constant_op("Reshape", [c, np.zeros(0, np.int64)], ())
+        if len(wide) > 1 or large[wide[0]] != small[wide[0]]:
+            return None
+        n = sizes[wide[0]]
+        vector = T(c) if len(sizes) == 1 else self.constant_op("Reshape", [c, np.array([n])], (n,))
+        return "vector", wide[0], vector
+
+    def _pair(self, inputs: list[int]) -> tuple[int, int] | None:
+        """(run-time operand, constant operand), or None."""
+        a, b = inputs
+        if self.constant[a] == self.constant[b]:
+            return None
+        return (b, a) if self.constant[a] else (a, b)
+
+    def _put(self, head: str, arguments: Sequence[Any], node: ir.Node, shape: Shape | None) -> bool:
+        self.add(head, arguments, node.outputs[0], shape, node.outputs[0].dtype, False)
+        return True
+
+    def _matmul(self, node: ir.Node, inputs: list[int]) -> bool:
+        x, a = inputs
+        left, right = self.shape(x), self.shape(a)
+        if not self.constant[a] or right is None or len(right) != 2 or left is None or len(left) < 2:
+            return False
+        return self._put("matmul", [T(x), T(a)], node, (*left[:-1], right[1]))
+
+    def _add(self, node: ir.Node, inputs: list[int]) -> bool:
+        pair = self._pair(inputs)
+        if pair:
+            spread = self._spread(pair[1], pair[0])
+            if spread is None or spread[0] == "number":
+                return False
+            self._put("bias", [T(pair[0]), spread[2], spread[1]], node, self.shape(pair[0]))
+        elif self.shape(inputs[0]) is None or self.shape(inputs[0]) != self.shape(inputs[1]):
+            return False
+        else:
+            self._put("add", list(map(T, inputs)), node, self.shape(inputs[0]))
+        self._regroup(node)
+        return True
+
+    def _sub(self, node: ir.Node, inputs: list[int]) -> bool:
+        x, y = inputs
+        if self.constant[x]:
+            return False
+        if self.constant[y]:
+            spread = self._spread(y, x)
+            if spread is None or spread[0] == "number":
+                return False
+            opposite = self.add("scalar", [spread[2], self.negated()], None, self.shape(spread[2].i), self.out.dtypes[y], True)
+            self._put("bias", [T(x), T(opposite), spread[1]], node, self.shape(x))
+        elif self.shape(x) is None or self.shape(x) != self.shape(y):
+            return False
+        else:
+            opposite = self.add("scalar", [T(y), self.negated()], None, self.shape(y), self.out.dtypes[y], False)
+            self._put("add", [T(x), T(opposite)], node, self.shape(x))
+        self._regroup(node)
+        return True
+
+    def _mul(self, node: ir.Node, inputs: list[int]) -> bool:
+        pair = self._pair(inputs)
+        if pair:
+            return self._times(node, pair[0], self._spread(pair[1], pair[0]))
+        if self.shape(inputs[0]) is None or self.shape(inputs[0]) != self.shape(inputs[1]):
+            return False
+        return self._put("mul", list(map(T, inputs)), node, self.shape(inputs[0]))
+
+    def _div(self, node: ir.Node, inputs: list[int]) -> bool:
+        x, c = inputs
+        if self.constant[x] or not self.constant[c]:
+            return False
+        spread = self._spread(c, x)
+        if spread is None:
+            return False
+        inverse = self.constant_op("Reciprocal", [spread[2].i], self.shape(spread[2].i))
+        return self._times(node, x, (spread[0], spread[1], inverse))
+
+    def _times(self, node: ir.Node, x: int, spread: tuple[str, int, T] | None) -> bool:
+        if spread is None:
+            return False
+        kind, axis, c = spread
+        return self._put(*(("scalar", [T(x), c]) if kind == "number" else ("scale", [T(x), c, axis])), node, self.shape(x))
+
+    def _neg(self, node: ir.Node, inputs: list[int]) -> bool:
+        return self._put("scalar", [T(inputs[0]), self.negated()], node, self.shape(inputs[0]))
+
+    def _elementwise(self, node: ir.Node, inputs: list[int]) -> bool:
+        emission = Emission(node.op_type, "", tuple(node.attributes.values()), (0,), version=node.version)
+        name = _signature(emission)
+        self.out.maps[name] = emission
+        return self._put("map", [name, T(inputs[0])], node, self.shape(inputs[0]) or self._shape(node.outputs[0]))
+
+    def _conv(self, node: ir.Node, inputs: list[int]) -> bool:
+        if not all(self.constant[i] for i in inputs[1:]):
+            return False
+        window = _window(node, self.shape(inputs[0]), self.shape(inputs[1]))
+        if window is None:
+            return False
+        self.windows.add(str(window))
+        image = self.shape(inputs[0])
+        assert image is not None
+        shape = _image_shape(window, image) or self._shape(node.outputs[0])
+        if len(inputs) == 2:
+            return self._put("conv", [T(inputs[0]), T(inputs[1]), str(window)], node, shape)
+        bare = self.add("conv", [T(inputs[0]), T(inputs[1]), str(window)], None, shape, node.outputs[0].dtype, False)
+        return self._put("bias", [T(bare), T(inputs[2]), window.channel_axis], node, shape)
+
+    def _averagepool(self, node: ir.Node, inputs: list[int]) -> bool:
+        window = _pool_window(node, self.shape(inputs[0]))
+        if window is None:
+            return False
+        self.windows.add(str(window))
+        image = self.shape(inputs[0])
+        assert image is not None
+        return self._put("mean_pool", [T(inputs[0]), str(window)], node, _image_shape(window, image) or self._shape(node.outputs[0]))
+
+    # Sums
+
+    def _regroup(self, node: ir.Node) -> None:
+        """Union a sum with its summands grouped by what they read, biases last: see the module docstring."""
+        output = node.outputs[0]
+        if self._inner(output):
+            return
+        summands: list[int] = []
+        biases: list[tuple[T, int]] = []
+        self._summands(self.out.index[output], summands, biases, True)
+        groups: dict[int, list[int]] = {}
+        for i in summands:
+            groups.setdefault(self._source(i), []).append(i)
+        ordered = [i for group in groups.values() for i in group]
+        if len(summands) < 3 or (len(groups) == len(summands)) or (ordered == summands and len(groups) == 1 and not biases):
+            return
+        parts = [self._sum([f"(node {i})" for i in group]) for group in groups.values()]
+        total = self._sum(parts)
+        for vector, axis in biases:
+            total = f"(bias {total} {vector} {axis})"
+        self.out.lines.append(f"(union (node {self.out.index[output]}) {total})")
+
+    @staticmethod
+    def _sum(parts: list[str]) -> str:
+        total = parts[0]
+        for part in parts[1:]:
+            total = f"(add {total} {part})"
+        return total
+
+    def _inner(self, value: ir.Value) -> bool:
+        """Is the value read by one sum alone, and so a part of it?"""
+        uses = value.uses()
+        if len(uses) != 1 or value.is_graph_output():
+            return False
+        return is_op(uses[0].node, "Add", "Sub") and (uses[0].idx == 0 or is_op(uses[0].node, "Add"))
+
+    def _summands(self, i: int, summands: list[int], biases: list[tuple[T, int]], top: bool) -> None:
+        head, arguments = self.terms[i]
+        value = self.out.values[i]
+        open_ = top or (value is not None and self._inner(value))
+        if open_ and head == "add":
+            for a in arguments:
+                self._summands(a.i, summands, biases, False)
+        elif open_ and head == "bias":
+            biases.append((arguments[1], arguments[2]))
+            self._summands(arguments[0].i, summands, biases, False)
+        else:
+            summands.append(i)
+
+    def _source(self, i: int) -> int:
+        """What a summand is affine in: through products, convolutions, scales and biases by constants."""
+        while self.terms[i][0] in ("matmul", "conv", "scale", "scalar", "bias", "mean_pool") and not self.constant[i]:
+            i = self.terms[i][1][0].i
+        return i
+
+    def finish(self) -> None:
+        for name, *values in table_facts(self.windows):
+            self.out.lines.append(f"({name} {' '.join(_quote(v) if isinstance(v, str) else str(v) for v in values)})")
+
+
+@dataclass(frozen=True)
+class T:
+    """A term among a term's arguments."""
+
+    i: int
+
+    def __str__(self) -> str:
+        return f"(node {self.i})"
+
+
+def _quote(text: str) -> str:
+    return json.dumps(text)
+
+
+def _signature(emission: Emission, suffix: str = "") -> str:
+    """What makes two operators the same operator: two nodes with equal signature and inputs compute equal values."""
+    name = f"{emission.domain}::{emission.op_type}" if emission.domain else emission.op_type
+    attributes = ",".join(f"{a.name}={_attribute(a)}" for a in sorted(emission.attributes, key=lambda a: a.name))
+    if all(isinstance(i, int) for i in emission.inputs):
+        inputs = ""
+    else:
+        inputs = "(" + ",".join("_" if i is None else "x" if isinstance(i, int) else _digest(i) for i in emission.inputs) + ")"
+    return f"{name}{{{attributes}}}{inputs}{':' + str(emission.outputs) if emission.outputs > 1 else ''}{emission.overload}{suffix}"
+
+
+def _attribute(a: ir.Attr) -> str:
+    if a.type in (ir.AttributeType.TENSOR, ir.AttributeType.TENSORS):
+        tensors = a.value if isinstance(a.value, (list, tuple)) else [a.value]
+        return ";".join(_digest(t.numpy()) for t in tensors)
+    if a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
+        return "graph"
+    return repr(a.value)
+
+
+def _digest(array: Any) -> str:
+    data = np.ascontiguousarray(array)
+    if data.dtype.kind in "iu" and data.size <= 8:
+        return str(data.tolist()).replace(" ", "")
+    return f"{data.dtype}{list(data.shape)}{hashlib.blake2b(data.tobytes(), digest_size=12).hexdigest()}"
+
+
+def _content_key(weight: ir.TensorProtocol) -> tuple[Any, ...] | None:
+    if weight.dtype == ir.DataType.STRING:
+        return None
+    data = hashlib.blake2b(weight.tobytes(), digest_size=16).hexdigest()
+    return (str(weight.dtype), tuple(weight.shape.numpy()), data)
+
+
+def _value_facts(weight: ir.TensorProtocol) -> tuple[str, ...]:
+    """Which of zero and one hold of every element. Infinities and NaN are neither."""
+    if weight.dtype not in FLOATS or weight.size == 0:
+        return ()
+    array = weight.numpy()
+    first = array.flat[0]
+    if first not in (0, 1) or not bool(np.all(array == first)):
+        return ()
+    return ("zero",) if first == 0 else ("one",)
+
+
+def subgraphs(node: ir.Node) -> Iterable[ir.Graph]:
+    for a in node.attributes.values():
+        if a.type == ir.AttributeType.GRAPH:
+            yield a.as_graph()
+        elif a.type == ir.AttributeType.GRAPHS:
+            yield from a.as_graphs()
+
+
+def captures(graph: ir.Graph) -> list[ir.Value]:
+    """Values from outside that a subgraph, or one inside it, reads; in order of reading."""
+    own: set[ir.Value] = {*graph.inputs, *graph.initializers.values()}
+    for node in graph:
+        own.update(node.outputs)
+    found: list[ir.Value] = []
+    for node in graph:
+        inner = [v for g in subgraphs(node) for v in captures(g)]
+        found += [v for v in (*node.inputs, *inner) if v is not None and v not in own]
+    found += [v for v in graph.outputs if v not in own]
+    return list(dict.fromkeys(found))
+
+
+def _window(node: ir.Node, image: Shape | None, kernel: Shape | None) -> Window | None:
+    """The geometry of a Conv, or None where it is not fully known."""
+    if image is None or kernel is None or not all(isinstance(d, int) for d in kernel) or len(kernel) < 3:
+        return None
+    sizes = tuple(int(d) for d in kernel)
+    group = node.attributes.get_int("group", 1)
+    geometry = _geometry(node, sizes[2:], image)
+    if geometry is None:
+        return None
+    dtype = node.outputs[0].dtype
+    return Window(sizes[1] * group, sizes[0], sizes[2:], *geometry, group, dtype.numpy().name if dtype else "float32")
+
+
+def _pool_window(node: ir.Node, image: Shape | None) -> Window | None:
+    """An AveragePool as a depthwise window, where it is a linear map: padding counts, or there is none."""
+    if image is None or len(image) < 3 or not isinstance(image[1], int) or node.attributes.get_int("ceil_mode", 0):
+        return None
+    kernel = tuple(node.attributes.get_ints("kernel_shape", ()))
+    geometry = _geometry(node, kernel, image)
+    if geometry is None or (any(geometry[1]) and not node.attributes.get_int("count_include_pad", 0)):
+        return None
+    dtype = node.outputs[0].dtype
+    return Window(image[1], image[1], kernel, *geometry, image[1], dtype.numpy().name if dtype else "float32")
+
+
+def _geometry(node: ir.Node, kernel: tuple[int, ...], image: Shape) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None:
+    """(strides, pads, dilations), ``auto_pad`` resolved."""
+    n = len(kernel)
+    if len(image) != n + 2:
+        return None
+    strides = tuple(node.attributes.get_ints("strides", (1,) * n))
+    dilations = tuple(node.attributes.get_ints("dilations", (1,) * n))
+    auto = node.attributes.get_string("auto_pad", "NOTSET")
+    if auto == "NOTSET":
+        return strides, tuple(node.attributes.get_ints("pads", (0,) * (2 * n))), dilations
+    if auto == "VALID":
+        return strides, (0,) * (2 * n), dilations
+    begins, ends = [], []
+    for i, d in enumerate(image[2:]):
+        if not isinstance(d, int):
+            return None
+        total = max(0, (-(-d // strides[i]) - 1) * strides[i] + dilations[i] * (kernel[i] - 1) + 1 - d)
+        small, large = total // 2, total - total // 2
+        begins.append(large if auto == "SAME_LOWER" else small)
+        ends.append(small if auto == "SAME_LOWER" else large)
+    return strides, (*begins, *ends), dilations
+
+
+def _image_shape(window: Window, image: Shape) -> Shape | None:
+    """Of the result; spatial sizes that are only names stay names, the same for the same name and window."""
+    numbers = [d if isinstance(d, int) else None for d in image[2:]]
+    sized: list[int | str] = []
+    for i, (d, name) in enumerate(zip(numbers, image[2:], strict=True)):
+        one = Window(1, 1, window.kernel[i : i + 1], window.strides[i : i + 1], (window.pads[i], window.pads[window.rank + i]), window.dilations[i : i + 1], 1)
+        if d is not None:
+            sized.append(one.size((d,))[0])
+        else:
+            stay = one.strides == (1,) and sum(one.pads) == one.dilations[0] * (one.kernel[0] - 1)
+            sized.append(name if stay else f"({name}:{sum(one.pads) - one.dilations[0] * (one.kernel[0] - 1)}/{one.strides[0]})")
+    return (image[0], window.outputs, *sized)
