@@ -41,9 +41,14 @@ def required(node: ir.Node, index: int) -> ir.Value:
 
 
 def dims(value: ir.Value | None) -> tuple[int | str | None, ...] | None:
-    """The shape: ints, names of symbolic dims, None for unknown ones; None as a whole where the rank is unknown."""
+    """The shape: ints, names of symbolic dims, None for unknown ones; None as a whole where the rank is unknown.
+
+    The symbols of a graph output are what the file declares, not what was derived: they count as unknown.
+    """
     if value is None or value.shape is None:
         return None
+    if value.is_graph_output() and not value.is_graph_input():
+        return tuple(d if isinstance(d, int) else None for d in value.shape)
     return tuple(d if isinstance(d, int) else d.value for d in value.shape)
 
 
@@ -116,9 +121,9 @@ class Editor:
             self._made[key] = value
         return value
 
-    def initialiser(self, data: ir.TensorProtocol, hint: str) -> ir.Value:
-        """An initialiser of the main graph on that tensor, unread and uncopied."""
-        name = self.fresh(hint)
+    def initialiser(self, data: ir.TensorProtocol, hint: str, *, taken: bool = False) -> ir.Value:
+        """An initialiser of the main graph on that tensor, unread and uncopied; `taken`: exactly that name is free."""
+        name = hint if taken else self.fresh(hint)
         shape = ir.Shape(data.shape.numpy())
         value = ir.Value(name=name, shape=shape, type=ir.TensorType(data.dtype), const_value=data)
         self.model.graph.register_initializer(value)

@@ -1,0 +1,139 @@
+"""Evaluate what is made of weights alone, and keep how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from rewriter.encode import RANDOM, subgraphs
+from rewriter.weights import LAW, WeightProgram
+
+SMALL = 1 << 16
+"""Bytes up to which folding may make a weight larger than what it is made of."""
+
+
+def fold_weights(model: ir.Model) -> WeightProgram | None:
+    """Every value that only weights reach becomes an initialiser; the program that computes them is returned.
+
+    before                          after
+        V = Transpose(W)                U: an initialiser
+        U = Mul(V, s)                   y = MatMul(x, U)
+        y = MatMul(x, U)
+
+    A weight that the model itself stores small and unpacks (int8 with scales, float16, a fill value) stays packed: unpacked it
+    would compute the same and be larger. Weights that no rewrite touched keep their initialisers.
+    """
+    nodes, wanted = _plan(model)
+    if not wanted:
+        return None
+    program = WeightProgram(_proto(model, nodes, wanted))
+    sources = {v.name or "": v for v in model.graph.initializers.values()}
+
+    def weight(name: str) -> np.ndarray:
+        data = sources[name].const_value
+        assert data is not None
+        return data.numpy()
+
+    by_name = {v.name or "": v for v in wanted}
+    for name, array in program.evaluate(weight):
+        old = by_name[name]
+        producer = old.producer()
+        assert producer is not None
+        tensor = ir.Tensor(array, name=name)
+        new = ir.Value(name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
+        old.name = f"{name}_folded"
+        if old.is_graph_output():
+            old.name = name
+            new.name = tensor.name = f"{name}_value"
+            copy = ir.Node("", "Identity", [new], outputs=[ir.Value(name=name, type=old.type, shape=old.shape)])
+            old.replace_all_uses_with(copy.outputs[0], replace_graph_outputs=True)
+            assert producer.graph is not None
+            producer.graph.append(copy)
+        else:
+            old.replace_all_uses_with(new)
+        model.graph.register_initializer(new)
+    _drop(nodes)
+    return program
+
+
+def _plan(model: ir.Model) -> tuple[list[ir.Node], list[ir.Value]]:
+    """The weights-only nodes, and which of their outputs are to become weights."""
+    constant: set[ir.Value] = {v for v in model.graph.initializers.values() if not v.is_graph_input()}
+    nodes: list[ir.Node] = []
+    for graph in [model.graph, *model.graph.subgraphs()]:
+        for node in graph:
+            if _foldable(node) and all(v is None or v in constant for v in node.inputs):
+                nodes.append(node)
+                constant.update(node.outputs)
+    inside = set(nodes)
+    frontier = [v for n in nodes for v in n.outputs if v.is_graph_output() or any(u.node not in inside for u in v.uses())]
+    return nodes, [v for v in frontier if not _packed(v, inside)]
+
+
+def _foldable(node: ir.Node) -> bool:
+    # `rewriter` operators are functions: only standard operators can be evaluated without their bodies.
+    return node.domain in ("", "ai.onnx") and node.op_type not in RANDOM and not any(True for _ in subgraphs(node)) and bool(node.inputs)
+
+
+def _packed(value: ir.Value, inside: set[ir.Node]) -> bool:
+    """Is this the model's own way to store a large tensor in fewer bytes? Its readers unpack it, as they did before."""
+    above, sources = _above(value, inside)
+    if any(LAW in n.metadata_props for n in above) or value.shape is None or not value.shape.is_static() or value.dtype is None:
+        return False
+    if not any(n.op_type in ("Cast", "DequantizeLinear", "ConstantOfShape", "Expand", "Tile", "EyeLike", "Range", "Gather") for n in above):
+        return False
+    size = int(np.prod(value.shape.numpy())) * value.dtype.itemsize
+    return size > SMALL and size > 2 * sum(v.const_value.nbytes for v in sources if v.const_value is not None)
+
+
+def _above(value: ir.Value, inside: set[ir.Node]) -> tuple[set[ir.Node], set[ir.Value]]:
+    nodes: set[ir.Node] = set()
+    sources: set[ir.Value] = set()
+    stack: list[ir.Value | None] = [value]
+    while stack:
+        v = stack.pop()
+        node = v.producer() if v is not None else None
+        if node in inside and node is not None and node not in nodes:
+            nodes.add(node)
+            stack.extend(node.inputs)
+        elif v is not None and node is None:
+            sources.add(v)
+    return nodes, sources
+
+
+def _proto(model: ir.Model, nodes: Iterable[ir.Node], wanted: list[ir.Value]) -> onnx.ModelProto:
+    """The weights-only nodes as a model whose inputs are weights; integers and single numbers are part of the program."""
+    inside = set(nodes)
+    needed = {n for v in wanted for n in _above(v, inside)[0]}
+    proto = onnx.ModelProto(ir_version=model.ir_version)
+    proto.opset_import.extend(onnx.helper.make_opsetid(d, v) for d, v in model.opset_imports.items())
+    proto.graph.name = "weights"
+    seen: set[ir.Value] = set()
+    for node in nodes:
+        if node not in needed:
+            continue
+        proto.graph.node.append(ir.serde.serialize_node(node))
+        for v in node.inputs:
+            if v is None or v in seen or v.producer() is not None:
+                continue
+            seen.add(v)
+            data = v.const_value
+            assert data is not None
+            if "rewriter.literal" in v.metadata_props or v.meta.get("literal") or (data.dtype.is_integer() and data.size <= 64):
+                proto.graph.initializer.append(ir.serde.serialize_tensor(data))
+                proto.graph.initializer[-1].name = v.name or ""
+            else:
+                proto.graph.input.append(ir.serde.serialize_value(v))
+    proto.graph.output.extend(ir.serde.serialize_value(v) for v in wanted)
+    return proto
+
+
+def _drop(nodes: list[ir.Node]) -> None:
+    for node in reversed(nodes):
+        if node.graph is not None and not any(v.uses() or v.is_graph_output() for v in node.outputs):
+            node.graph.remove(node, safe=True)
+
+
