@@ -6,9 +6,16 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
+from passes.batchnorm_to_affine import batchnorm_to_affine
 from passes.drop_identity import drop_identity
+from passes.einsum_to_matmul import einsum_to_matmul
 from passes.fold_shapes import fold_shapes
+from passes.gemm_to_matmul import gemm_to_matmul
 from passes.inline_constants import inline_constants
+from passes.recognise_gelu import recognise_gelu
+from passes.recognise_layernorm import recognise_layernorm
+from passes.recognise_rmsnorm import recognise_rmsnorm
+from rewriter.infer_onnx import infer
 
 Pass = Callable[[ir.Model], ir.Model]
 
@@ -17,11 +24,18 @@ NORMALISE: tuple[Pass, ...] = (
     drop_identity,
     fold_shapes,
     drop_identity,
+    recognise_layernorm,
+    recognise_rmsnorm,
+    recognise_gelu,
+    batchnorm_to_affine,
+    einsum_to_matmul,
+    gemm_to_matmul,
 )
 
 
 def normalise(model: ir.Model) -> ir.Model:
-    """The same program in the vocabulary that the rules are written in."""
+    """The same program in the vocabulary that the rules are written in, with shapes inferred."""
     for each in NORMALISE:
         model = each(model)
+    infer(model)
     return model

@@ -378,15 +378,18 @@ def _target(node: ir.Node, index: int, fact: Array) -> Array | None:
     if shape is None:
         return None
     if is_op(node, "Reshape"):
-        return _reshape_target(list(fact), shape, bool(node.attributes.get_int("allowzero", 0)))
+        target = _reshape_target(list(fact), shape)
+        if target is not None:
+            node.attributes.pop("allowzero", None)  # it would read our 0 as a size
+        return target
     if is_op(node, "Expand"):
         return _expand_target(list(fact), shape)
     return None
 
 
-def _reshape_target(fact: list[Any], shape: tuple[int | str | None, ...], allowzero: bool) -> Array | None:
+def _reshape_target(fact: list[Any], shape: tuple[int | str | None, ...]) -> Array | None:
     """0 where the dim at that place is kept, -1 for at most one other."""
-    if allowzero or any(_number(each) and each <= 0 for each in fact):
+    if any(_number(each) and (each == 0 or each < -1) for each in fact):
         return None
     kept = [isinstance(each, str) and place < len(shape) and shape[place] == each for place, each in enumerate(fact)]
     target = [0 if keep else -1 if not _number(each) else int(each) for keep, each in zip(kept, fact, strict=True)]

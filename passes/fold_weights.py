@@ -59,8 +59,8 @@ def fold_weights(model: ir.Model) -> WeightProgram | None:
     return program
 
 
-def _plan(model: ir.Model) -> tuple[list[ir.Node], list[ir.Value]]:
-    """The weights-only nodes, and which of their outputs are to become weights."""
+def weights_only(model: ir.Model) -> tuple[list[ir.Node], set[ir.Value]]:
+    """The nodes that only weights reach, in order, and every value that is a weight or made by them."""
     constant: set[ir.Value] = {v for v in model.graph.initializers.values() if not v.is_graph_input()}
     nodes: list[ir.Node] = []
     for graph in [model.graph, *model.graph.subgraphs()]:
@@ -68,6 +68,12 @@ def _plan(model: ir.Model) -> tuple[list[ir.Node], list[ir.Value]]:
             if _foldable(node) and all(v is None or v in constant for v in node.inputs):
                 nodes.append(node)
                 constant.update(node.outputs)
+    return nodes, constant
+
+
+def _plan(model: ir.Model) -> tuple[list[ir.Node], list[ir.Value]]:
+    """The weights-only nodes, and which of their outputs are to become weights."""
+    nodes, _ = weights_only(model)
     inside = set(nodes)
     frontier = [v for n in nodes for v in n.outputs if v.is_graph_output() or any(u.node not in inside for u in v.uses())]
     return nodes, [v for v in frontier if not _packed(v, inside)]
