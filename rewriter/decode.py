@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from rewriter.encode import Emission, Encoding, captures, subgraphs
 from rewriter.terms import MINUS_ONE, OPERATORS
+from rewriter.weights import LAW
 from rewriter.window import Widening, Window
 
 LAST = np.iinfo(np.int64).max
@@ -51,6 +52,7 @@ class Writer:
         if key not in self._constants:
             tensor = ir.Tensor(array, name=self.name("constant"))
             value = ir.Value(name=tensor.name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
+            value.meta["literal"] = True
             self.initializers[value.name or ""] = value
             self._constants[key] = value
         return self._constants[key]
@@ -61,6 +63,7 @@ class Writer:
     def emit(self, op_type: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
         attrs = ir.convenience.convert_attributes(attributes)
         node = ir.Node("", op_type, inputs, attrs, name=self.name(f"rewritten_{op_type}"))
+        node.metadata_props[LAW] = "1"
         node.outputs[0].name = self.name(f"{op_type.lower()}_out")
         known = next((i for i in inputs if i is not None), None)
         if known is not None and known.dtype is not None and op_type != "Shape":
@@ -232,6 +235,8 @@ class _Decoder:
         inputs, imports, doc, meta = list(old.inputs), dict(old.opset_imports), old.doc_string, dict(old.metadata_props)
         for node in list(old):
             old.remove(node)
+            for i in range(len(node.inputs)):  # or the weights that only it read would look alive
+                node.replace_input_with(i, None)
         old.inputs.clear()
         old.outputs.clear()
         old.initializers.clear()

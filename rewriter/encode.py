@@ -87,7 +87,6 @@ class _Encoder:
         self.terms: list[tuple[str, tuple[Any, ...]]] = []
         self.constant: list[bool] = []
         self.windows: set[str] = set()
-        self.by_content: dict[tuple[Any, ...], int] = {}
         self.minus_one: int | None = None
 
     # Terms
@@ -129,15 +128,7 @@ class _Encoder:
         return self.add("leaf", [leaf], value, self._shape(value), value.dtype, const)
 
     def _weight(self, value: ir.Value, weight: ir.TensorProtocol) -> int:
-        """A constant leaf; equal contents are one leaf (R17: weight sharing by content)."""
-        key = _content_key(weight)
-        known = self.by_content.get(key) if key else None
-        if known is not None:
-            self.out.index[value] = known
-            return known
         i = self._leaf(value, True)
-        if key:
-            self.by_content[key] = i
         facts = _value_facts(weight)
         for fact in facts:
             self.out.lines.append(f"({fact} (node {i}))")
@@ -440,13 +431,6 @@ def _digest(array: Any) -> str:
     if data.dtype.kind in "iu" and data.size <= 8:
         return str(data.tolist()).replace(" ", "")
     return f"{data.dtype}{list(data.shape)}{hashlib.blake2b(data.tobytes(), digest_size=12).hexdigest()}"
-
-
-def _content_key(weight: ir.TensorProtocol) -> tuple[Any, ...] | None:
-    if weight.dtype == ir.DataType.STRING:
-        return None
-    data = hashlib.blake2b(weight.tobytes(), digest_size=16).hexdigest()
-    return (str(weight.dtype), tuple(weight.shape.numpy()), data)
 
 
 def _value_facts(weight: ir.TensorProtocol) -> tuple[str, ...]:

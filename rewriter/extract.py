@@ -293,12 +293,13 @@ def _integer_program(
     """Choose exactly one way for each class that is read: the classic program (TENSAT), acyclic by construction."""
     import highspy
     import numpy as np
+    from highspy._core import _Highs  # the wrapper prints a banner before it can be told to be silent
 
     flat = [(c, i) for c in region for i in range(len(inside[c]))]
     if len(flat) > 20_000:
         return None
     column = {key: k for k, key in enumerate(flat)}
-    solver = highspy.Highs()
+    solver = _Highs()
     solver.setOptionValue("output_flag", False)
     solver.setOptionValue("time_limit", seconds)
     solver.setOptionValue("threads", 1)

@@ -1,0 +1,142 @@
+"""A compiled model: what ``compile`` and ``load`` return. Needs neither torch nor egglog."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from backends import backend
+from backends.program import Program
+from rewriter.errors import InvalidInput, RewriterError
+from rewriter.report import Report
+from rewriter.structure import Structure
+from rewriter.weights import WeightProgram, missing
+
+
+class Compiled:
+    """Call it like the model: arrays or torch tensors in, the model's own output structure out, in the same kind."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        program: Program,
+        report: Report,
+        *,
+        inputs: Structure,
+        outputs: Structure,
+        weights: WeightProgram | None = None,
+        facts: Mapping[str, Sequence[str]] | None = None,
+        shared: Mapping[str, str] | None = None,
+        threads: int | None = None,
+    ) -> None:
+        """``facts``: what rules were told of a weight's values; ``shared``: weights that are stored as another of equal content."""
+        self._model, self._program, self.report = model, program, report
+        self._inputs, self._outputs, self._weights = inputs, outputs, weights
+        self._facts, self._shared, self._threads = dict(facts or {}), dict(shared or {}), threads
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        """The optimised model. Weights are copied into it: above 2 GB use ``save``."""
+        return ir.to_proto(self._model)
+
+    @property
+    def backend(self) -> str:
+        return self.report.backend or "onnxruntime"
+
+    @property
+    def program(self) -> Program:
+        """What runs: of the torch backend, its ``module`` is a ``torch.fx.GraphModule``."""
+        return self._program
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """Run the model. One dict by input name is also taken. Raises ``InvalidInput``."""
+        if len(arguments) == 1 and not named and isinstance(arguments[0], Mapping) and self._by_name(arguments[0]):
+            arguments, named = (), dict(arguments[0])
+        leaves = self._inputs.flatten(arguments, named)
+        results = self._program(*leaves)
+        torch = sys.modules.get("torch")
+        if torch is not None and any(isinstance(leaf, torch.Tensor) for leaf in leaves):
+            results = [_as_torch(torch, r) for r in results]
+        else:
+            results = [np.asarray(r) if hasattr(r, "__dlpack__") else r for r in results]
+        return self._outputs.unflatten(results)
+
+    def _by_name(self, given: Mapping[Any, Any]) -> bool:
+        names = {name for name, _ in self._inputs.tree["arguments"]}
+        return bool(given) and set(given) <= names
+
+    def update(self, state_dict: Mapping[str, Any]) -> None:
+        """Fold new weights the way the old ones were folded: no search, no tuning.
+
+        ``state_dict``: name to array or tensor of the shape it had; every weight that the folded ones are made of. Raises
+        ``RewriterError`` if a weight is missing or does not fit, or if a rewrite rested on a value (a zero, a one) that changes;
+        the model then stays as it was.
+        """
+        state = {name: _as_array(value) for name, value in state_dict.items()}
+        self._check_values(state)
+        fresh = self._folded(state)
+        model = self._model.clone()
+        for name, array in fresh.items():
+            value = model.graph.initializers[name]
+            value.const_value = ir.Tensor(array, name=name)
+        self._program = backend(self.backend).build(ir.to_proto(model), threads=self._threads)
+        self._model = model
+
+    def _folded(self, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Every initialiser that the new weights change."""
+        fresh = {name: state[name] for name in self._model.graph.initializers if name in state}
+        for name, array in fresh.items():
+            old = self._model.graph.initializers[name].const_value
+            assert old is not None
+            fresh[name] = _fitted(name, array, tuple(old.shape.numpy()), old.dtype.numpy())
+        if self._weights is not None:
+            if any(n not in state for n in self._weights.inputs):
+                raise missing(self._weights, list(state))
+            declared = {v.name: v for v in self._weights.proto.graph.input}
+
+            def weight(name: str) -> np.ndarray:
+                kind = declared[name].type.tensor_type
+                shape = tuple(d.dim_value for d in kind.shape.dim)
+                return _fitted(name, state[name], shape, np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)))
+
+            fresh.update(self._weights.evaluate(weight))
+        if not fresh:
+            raise RewriterError(f"none of the {len(state)} weights given is one of this model: names are those of its state_dict or initialisers")
+        return fresh
+
+    def _check_values(self, state: Mapping[str, np.ndarray]) -> None:
+        for name, facts in self._facts.items():
+            for fact in facts:
+                if name in state and not bool(np.all(state[name] == {"zero": 0, "one": 1}[fact])):
+                    raise RewriterError(f"weight {name!r} was {fact} throughout, which a rewrite relied on, and the new one is not: compile again")
+        for dropped, kept in self._shared.items():
+            if dropped in state and not (kept in state and np.array_equal(state[dropped], state[kept])):
+                raise RewriterError(f"weights {dropped!r} and {kept!r} were equal and are stored once, and the new ones differ: compile again")
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write an artefact that ``rewriter.load`` reads, all or nothing."""
+        from rewriter import artefact
+
+        artefact.save(directory, self)
+
+
+def _as_torch(torch: Any, result: Any) -> Any:
+    return torch.from_dlpack(result) if hasattr(result, "__dlpack__") else result
+
+
+def _as_array(value: Any) -> np.ndarray:
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+    return np.asarray(value)
+
+
+def _fitted(name: str, array: np.ndarray, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    if array.shape != shape:
+        raise InvalidInput(f"weight {name!r} has shape {array.shape}; the model has {shape}: give weights of the same architecture")
+    return np.ascontiguousarray(array.astype(dtype, copy=False))

@@ -1,0 +1,449 @@
+"""The whole way: read, normalise, search, fold, verify, build. The only module, with ``__main__``, that sees everything."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from backends.isolated import Isolated
+from passes import normalise
+from passes.compose import compose
+from passes.drop_dead import drop_dead
+from passes.fold_weights import fold_weights
+from passes.saturate import Decline, Search, saturate
+from passes.share_weights import share_weights
+from rewriter.edit import dims, graphs
+from rewriter.egraph import Limits, Saturator, SearchFailed
+from rewriter.errors import BudgetError, InvalidInput, InvalidModel, RewriterError, VerificationFailed
+from rewriter.graph import summarise
+from rewriter.infer_onnx import infer
+from rewriter.read_onnx import read_onnx
+from rewriter.report import Report
+from rewriter.rule import Rule
+from rewriter.structure import Structure
+from rewriter.verify import SIZES, Case, Feed, Oracle, Verification, feeds
+from rewriter.weights import LAW, WeightProgram
+
+Step = Callable[[str], None]
+"""Called with what begins now; for progress displays."""
+
+
+@dataclass
+class Optimized:
+    """The result of ``optimize``. ``report``: what was done, and what was not."""
+
+    ir_model: ir.Model
+    report: Report
+    inputs: Structure
+    outputs: Structure
+    weights: WeightProgram | None = None
+    facts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    shared: dict[str, str] = field(default_factory=dict)
+    example: list[np.ndarray] | None = None
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        """The optimised model; above 2 GB (protobuf's limit) use ``save``."""
+        return ir.to_proto(self.ir_model)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the ONNX file, all or nothing; weights go beside it (``NAME.data``) when they do not fit into one message."""
+        from rewriter.write_onnx import write_onnx
+
+        write_onnx(self.ir_model, path)
+
+
+@dataclass
+class _Source:
+    """A model as it was read, and what is known beside the graph."""
+
+    model: ir.Model
+    inputs: Structure
+    outputs: Structure
+    example: list[np.ndarray] | None = None
+    expected: list[Any] | None = None
+    """What the torch module itself gave for the example."""
+    path: str | None = None
+
+
+def optimize(
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    rules: str | Iterable[Rule] = "exact",
+    disable: Sequence[str] = (),
+    objective: str = "latency",
+    constants: Mapping[str, Any] | None = None,
+    budget: Any = None,
+    calibration: Any = None,
+    metric: Any = None,
+    limits: Limits | Mapping[str, Any] | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    step: Step | None = None,
+) -> Optimized:
+    """The cheapest graph that computes what ``model`` computes.
+
+    ``model``: torch.nn.Module, ExportedProgram, fx.GraphModule, onnx.ModelProto, onnx_ir.Model, or a path to an ONNX file.
+    ``example_inputs``: a tuple as the module takes them, or a dict by input name; optional for ONNX. ``disable``: rules by name.
+    ``objective``: "latency" or "memory". ``constants``: inputs that are fixed; they disappear from the result. ``limits``: fields of
+    ``Limits``. ``input_shapes``: freezes symbolic dimensions. Raises ``RewriterError`` for a model or an option that is wrong; never
+    because a search failed: then the model comes back as it was, and the report says so.
+    """
+    _check_options(objective, budget, calibration, metric)
+    chosen = _rules(rules, disable)
+    bounds = _limits(limits)
+    watch = _Watch(step)
+    with ExitStack() as stack:
+        saturator = stack.enter_context(Saturator())
+        isolated = stack.enter_context(Isolated())
+        watch("reading")
+        source = _read(model, example_inputs, constants, input_shapes)
+        return _optimize(source, chosen, bounds, objective, saturator, isolated, watch)
+
+
+@dataclass
+class _Attempt:
+    """One candidate result."""
+
+    model: ir.Model
+    search: Search
+    weights: WeightProgram | None
+    notes: list[str] = field(default_factory=list)
+
+
+def _optimize(
+    source: _Source, rules: Sequence[Rule], limits: Limits, objective: str, saturator: Saturator, isolated: Isolated, watch: _Watch
+) -> Optimized:
+    hints = _hints(source.model.graph, source.example)
+    before = summarise(source.model, hints)
+    watch("normalising")
+    plain = normalise(source.model.clone())
+    shared = share_weights(plain)
+    infer(plain)
+    watch("searching")
+    attempt = _attempt(plain, rules, limits, objective, saturator, hints)
+    watch("verifying")
+    oracle = _oracle(source, hints, isolated)
+    attempt, verification = _verified(attempt, plain, source, rules, limits, objective, saturator, isolated, oracle, hints)
+    if summarise(attempt.model).nodes > before.nodes:
+        attempt.notes.append("the rewritten graph had more nodes than the model: the model was kept as it was")
+        attempt = _Attempt(source.model.clone(), Search(stop=attempt.search.stop), None, attempt.notes)
+        verification = Verification(True, inputs=0, reason="the model itself")
+        shared = {}
+    watch.end()
+    s = attempt.search
+    report = Report(
+        before, summarise(attempt.model, hints), _rewrites(s, rules, verification), [asdict(d) for d in s.declined], verification,
+        {"nodes": s.nodes, "classes": s.classes, "rounds": s.rounds, "seconds": round(s.seconds, 3), "stop": s.stop},
+        {"method": s.method, "seconds": round(s.extraction_seconds, 3), "gap": s.gap}, None, attempt.notes, None, watch.seconds,
+    )  # fmt: skip
+    return Optimized(attempt.model, report, source.inputs, source.outputs, attempt.weights, s.value_facts, shared, source.example)
+
+
+def _attempt(
+    plain: ir.Model, rules: Sequence[Rule], limits: Limits, objective: str, saturator: Saturator, hints: Mapping[str, int]
+) -> _Attempt:
+    """Search every graph of a normalised model, subgraphs first, and write the result. A failed search leaves the model."""
+    model = plain.clone()
+    try:
+        search = Search()
+        _search_subgraphs(model.graph, rules, limits, objective, saturator, hints, search)
+        new, own = _search(model.graph, rules, limits, objective, saturator, hints)
+        search.add(own)
+        rewritten = _with_graph(model, new)
+        return _finished(rewritten, search, [])
+    except SearchFailed as failure:
+        reason = str(failure)
+    except Exception as failure:  # whatever goes wrong in a search is no reason to fail a compile
+        reason = f"{type(failure).__name__}: {failure}"
+    return _finished(plain.clone(), Search(stop="failed"), [f"the search failed and the model was kept: {' '.join(reason.split())}"])
+
+
+def _finished(model: ir.Model, search: Search, notes: list[str]) -> _Attempt:
+    infer(model)
+    compose(model)
+    infer(model)
+    weights = fold_weights(model)
+    drop_dead(model)
+    share_weights(model)
+    for graph in graphs(model):
+        for node in graph:
+            node.metadata_props.pop(LAW, None)
+        graph.sort()
+    infer(model)
+    return _Attempt(model, search, weights, notes)
+
+
+def _search_subgraphs(
+    graph: ir.Graph, rules: Sequence[Rule], limits: Limits, objective: str, saturator: Saturator, hints: Mapping[str, int], total: Search
+) -> None:
+    for node in graph:
+        for name, attribute in list(node.attributes.items()):
+            if attribute.type != ir.AttributeType.GRAPH:
+                continue
+            inner = attribute.as_graph()
+            _search_subgraphs(inner, rules, limits, objective, saturator, hints, total)
+            new, search = _search(inner, rules, limits, objective, saturator, hints)
+            total.add(search)
+            if new is not inner:
+                node.attributes[name] = ir.AttrGraph(name, new)
+
+
+ALGEBRA = {"MatMul", "Conv", "Add", "Sub", "Mul", "Div"}
+
+
+def _search(
+    graph: ir.Graph, rules: Sequence[Rule], limits: Limits, objective: str, saturator: Saturator, hints: Mapping[str, int]
+) -> tuple[ir.Graph, Search]:
+    if sum(n.op_type in ALGEBRA for n in graph) < 2:
+        return graph, Search()
+    return saturate(graph, rules, saturator, limits=limits, objective=objective, hints=hints)
+
+
+def _with_graph(model: ir.Model, graph: ir.Graph) -> ir.Model:
+    return ir.Model(
+        graph, ir_version=model.ir_version, producer_name=model.producer_name, producer_version=model.producer_version,
+        domain=model.domain, model_version=model.model_version, doc_string=model.doc_string,
+        functions=list(model.functions.values()), metadata_props=dict(model.metadata_props),
+    )  # fmt: skip
+
+
+# Verification
+
+
+def _oracle(source: _Source, hints: Mapping[str, int], isolated: Isolated) -> Oracle:
+    """The original's outputs on the example and on made-up inputs of sizes that it accepts."""
+    proto = _proto(source)
+    graph = source.model.graph
+    names = [v.name or "" for v in graph.inputs]
+    oracle = Oracle(reference=_reference(source.model))
+    made: list[tuple[str, Feed]] = []
+    if source.example is not None:
+        made.append(("the example inputs", dict(zip(names, source.example, strict=True))))
+    makers = list(feeds(graph, hints))
+    open_sizes = any(not isinstance(d, int) and d not in hints for v in graph.inputs for d in dims(v) or ())
+    for batch, other in SIZES if open_sizes else SIZES[:1]:
+        tried = [(f"{label} inputs", make(batch, other)) for label, make in makers]
+        try:
+            isolated.run(proto, [tried[0][1]], optimised=False)
+        except RewriterError:
+            continue
+        made += tried
+        break
+    for label, feed in made:
+        try:
+            oracle.cases.append(Case(feed, isolated.run(proto, [feed], optimised=False)[0], label))
+        except RewriterError:
+            continue
+    if source.expected is not None and oracle.cases and source.example is not None:
+        oracle.cases.append(Case(oracle.cases[0].feed, source.expected, "the module's own outputs"))
+    return oracle
+
+
+def _verified(
+    attempt: _Attempt, plain: ir.Model, source: _Source, rules: Sequence[Rule], limits: Limits, objective: str,
+    saturator: Saturator, isolated: Isolated, oracle: Oracle, hints: Mapping[str, int],
+) -> tuple[_Attempt, Verification]:  # fmt: skip
+    """The attempt if it is right; else one without the rule that is to blame, and a note; else the model as it was."""
+    verification = _judge(attempt.model, oracle, isolated)
+    if verification.passed is not False:
+        return attempt, verification
+    first = verification.reason
+    used = [r for r in rules if f"{r.theory}/{r.name}" in attempt.search.rewrites]
+    for rule in used:
+        without = _attempt(plain, [r for r in rules if r is not rule], limits, objective, saturator, hints)
+        verification = _judge(without.model, oracle, isolated)
+        if verification.passed:
+            name = f"{rule.theory}/{rule.name}"
+            without.search.declined.append(Decline(name, "the whole model", f"verification failed with this rule ({first})"))
+            without.notes.append(f"rule {name} gave a wrong result here and was dropped: {first}")
+            return without, verification
+    kept = _Attempt(source.model.clone(), Search(stop="verification failed"), None, [f"the rewritten model differed and was not used: {first}"])
+    verification = _judge(kept.model, oracle, isolated)
+    if verification.passed is False:
+        raise VerificationFailed(f"the model does not reproduce its own outputs ({verification.reason}): it is not deterministic; nothing was written")
+    return kept, verification
+
+
+def _judge(model: ir.Model, oracle: Oracle, isolated: Isolated) -> Verification:
+    proto = ir.to_proto(model)
+    try:
+        return oracle.judge(lambda feed: isolated.run(proto, feed, optimised=False), _reference(model))
+    except RewriterError as failure:
+        return Verification(False, np.inf, np.inf, len(oracle.cases), f"the rewritten model does not run: {failure}")
+
+
+def _reference(model: ir.Model) -> Callable[[Feed], list[Any]]:
+    """The model in float64, built when first asked."""
+    built: list[Any] = []
+
+    def run(feed: Feed) -> list[Any]:
+        from backends import reference
+
+        if not built:
+            built.append(reference.build(ir.to_proto(model), float64=True))
+        return list(built[0](*(feed[p.name] for p in built[0].inputs)))
+
+    return run
+
+
+def _proto(source: _Source) -> onnx.ModelProto:
+    return ir.to_proto(source.model)
+
+
+# Reading and options
+
+
+def _read(model: Any, example_inputs: Any, constants: Mapping[str, Any] | None, input_shapes: Mapping[str, Sequence[int]] | None) -> _Source:
+    if isinstance(model, (str, os.PathLike, onnx.ModelProto, ir.Model)):
+        read = read_onnx(model, input_shapes=input_shapes, constants=constants)
+        names = [v.name or "" for v in read.graph.inputs]
+        inputs, outputs = Structure.of_inputs(names), Structure.of_outputs(len(read.graph.outputs))
+        example = None
+        if example_inputs is not None:
+            arguments, named = ((), dict(example_inputs)) if isinstance(example_inputs, Mapping) else (_tuple(example_inputs), {})
+            example = _checked(read.graph, [_numpy(a) for a in inputs.flatten(arguments, named)])
+        return _Source(read, inputs, outputs, example, path=model if isinstance(model, str) else None)
+    if type(model).__module__.split(".")[0] != "torch" and not _is_module(model):
+        raise InvalidModel(
+            f"cannot read a {type(model).__name__}: give a torch module or exported program, an ONNX model, or a path to an ONNX file"
+        )
+    return _read_torch(model, example_inputs, constants)
+
+
+def _read_torch(model: Any, example_inputs: Any, constants: Mapping[str, Any] | None) -> _Source:
+    import torch
+
+    from rewriter.read_torch import read_torch
+
+    if example_inputs is None and not isinstance(model, torch.export.ExportedProgram):
+        raise InvalidInput("a torch module needs example_inputs, a tuple as it takes them: its graph is traced with them")
+    program = read_torch(model, example_inputs, constants=constants)
+    if example_inputs is None:
+        return _Source(program.model, program.inputs, program.outputs)
+    arguments, named = ((), dict(example_inputs)) if isinstance(example_inputs, Mapping) else (_tuple(example_inputs), {})
+    example = [_numpy(a) for a in program.inputs.flatten(arguments, named)]
+    expected = None
+    if callable(model) and not constants:
+        with torch.no_grad():
+            expected = [_numpy(v) for v in _leaves(model(*arguments, **named))]
+        if len(expected) != program.outputs.leaves:
+            expected = None
+    return _Source(program.model, program.inputs, program.outputs, example, expected)
+
+
+def _is_module(model: Any) -> bool:
+    return any(c.__module__.startswith("torch.nn.modules") or c.__module__.startswith("torch.fx") for c in type(model).__mro__)
+
+
+def _leaves(result: Any) -> list[Any]:
+    from torch.utils import _pytree
+
+    import torch
+
+    return [v for v in _pytree.tree_leaves(result) if isinstance(v, torch.Tensor)]
+
+
+def _tuple(inputs: Any) -> tuple[Any, ...]:
+    return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+
+
+def _numpy(value: Any) -> np.ndarray:
+    from backends.arrays import as_numpy
+
+    return as_numpy(value)
+
+
+def _checked(graph: ir.Graph, arrays: list[np.ndarray]) -> list[np.ndarray]:
+    """Example inputs that fit the graph's declared shapes and types, or ``InvalidInput``."""
+    for value, array in zip(graph.inputs, arrays, strict=True):
+        shape = dims(value)
+        if shape is not None and (len(shape) != array.ndim or any(isinstance(d, int) and d != n for d, n in zip(shape, array.shape, strict=True))):
+            raise InvalidInput(f"example input {value.name!r} has shape {array.shape}; the model declares {list(shape)}")
+        if value.dtype is not None and value.dtype.numpy() != array.dtype:
+            raise InvalidInput(f"example input {value.name!r} is {array.dtype}; the model declares {value.dtype.name}")
+    return arrays
+
+
+def _hints(graph: ir.Graph, example: list[np.ndarray] | None) -> dict[str, int]:
+    hints: dict[str, int] = {}
+    for value, array in zip(graph.inputs, example or (), strict=False):
+        for d, n in zip(dims(value) or (), array.shape, strict=False):
+            if isinstance(d, str) and d:
+                hints.setdefault(d, int(n))
+    return hints
+
+
+def _rules(rules: str | Iterable[Rule], disable: Sequence[str]) -> list[Rule]:
+    import rules as rule_base
+
+    if isinstance(rules, str):
+        if rules not in ("exact", "none"):
+            raise InvalidInput(f"no rule set {rules!r}; there are 'exact' and 'none', or give Rule objects")
+        base = list(rule_base.ALL) if rules == "exact" else []
+    else:
+        base = list(rules)
+    off = [disable] if isinstance(disable, str) else list(disable)
+    known = {n for r in rule_base.ALL for n in (r.name, r.theory, f"{r.theory}/{r.name}")} | {r.name for r in base}
+    for name in off:
+        if name not in known:
+            import difflib
+
+            near = difflib.get_close_matches(name, sorted(known), 1)
+            raise InvalidInput(f"no rule {name!r}" + (f"; did you mean {near[0]!r}?" if near else "; `rewriter rules` lists them"))
+    return [r for r in base if not {r.name, r.theory, f"{r.theory}/{r.name}"} & set(off)]
+
+
+def _limits(limits: Limits | Mapping[str, Any] | None) -> Limits:
+    if limits is None or isinstance(limits, Limits):
+        return limits or Limits()
+    known = {f.name for f in fields(Limits)}
+    for name in limits:
+        if name not in known:
+            raise InvalidInput(f"no limit {name!r}; there are {', '.join(sorted(known))}")
+    return Limits(**limits)
+
+
+def _check_options(objective: str, budget: Any, calibration: Any, metric: Any) -> None:
+    if objective not in ("latency", "memory"):
+        raise InvalidInput(f"no objective {objective!r}; there are 'latency' and 'memory'")
+    if budget or metric is not None:
+        raise BudgetError("approximate rewrites (budget=, metric=) are not in this version: leave them out for the exact result")
+    if calibration is not None:
+        raise BudgetError("calibration= is used with budget=, and approximate rewrites are not in this version: leave it out")
+
+
+def _rewrites(search: Search, rules: Sequence[Rule], verification: Verification) -> list[dict[str, Any]]:
+    equality = {f"{r.theory}/{r.name}": r.equal for r in rules}
+    counts: Counter[str] = search.rewrites
+    return [{"rule": n, "count": c, "equality": equality.get(n, "reals"), "error": 0.0} for n, c in sorted(counts.items(), key=lambda x: (-x[1], x[0]))]
+
+
+class _Watch:
+    """Seconds by step, and the caller's progress display."""
+
+    def __init__(self, step: Step | None) -> None:
+        self.seconds: dict[str, float] = {}
+        self._step, self._name, self._since = step, "", time.monotonic()
+
+    def __call__(self, name: str) -> None:
+        self.end()
+        self._name, self._since = name, time.monotonic()
+        if self._step:
+            self._step(name)
+
+    def end(self) -> None:
+        if self._name:
+            self.seconds[self._name] = self.seconds.get(self._name, 0.0) + time.monotonic() - self._since
+            self._name = ""
+
+

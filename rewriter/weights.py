@@ -1,0 +1,96 @@
+"""Weights as programs: how each folded weight is computed from the weights that the model came with.
+
+The program is an ONNX graph, kept beside the folded values, so that new weights (another adapter, a fine-tuned checkpoint) are
+folded again without a search. What the model itself computed from its weights is computed in its own precision, bit for bit what a
+runtime would; what laws introduced is computed in float64 and rounded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from backends import reference
+from rewriter.errors import RewriterError
+
+LAW = "rewriter.law"
+"""Marks, in a node's metadata, that a law introduced it."""
+
+Array = np.ndarray[Any, Any]
+Lookup = Callable[[str], Array]
+
+
+class WeightProgram:
+    """``proto``: inputs are original weights, outputs are folded ones, by the names they have in both models."""
+
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        self.proto = proto
+        self._maker = {o: n for n in proto.graph.node for o in n.output}
+        self._input = {v.name: v for v in proto.graph.input}
+        self._literal = {t.name for t in proto.graph.initializer}
+
+    @property
+    def inputs(self) -> list[str]:
+        return list(self._input)
+
+    @property
+    def outputs(self) -> list[str]:
+        return [v.name for v in self.proto.graph.output]
+
+    def evaluate(self, weight: Lookup) -> Iterator[tuple[str, Array]]:
+        """Each folded weight in turn, one at a time, in the type that the program declares. ``weight``: an original by its name."""
+        for output in self.proto.graph.output:
+            wanted = helper.tensor_dtype_to_np_dtype(output.type.tensor_type.elem_type)
+            yield output.name, np.asarray(self._one(output.name, weight)).astype(wanted, copy=False)
+
+    def reads(self, output: str) -> set[str]:
+        """The original weights that a folded one is made of."""
+        return {name for node in self._above(output) for name in node.input if name in self._input} | ({output} & set(self._input))
+
+    def _one(self, name: str, weight: Lookup) -> Array:
+        nodes = self._above(name)
+        exact = {o for n in nodes if not _is_law(n) for o in n.output}
+        read_by_law = {i for n in nodes if _is_law(n) for i in n.input} | {name}
+        known: dict[str, Array] = {}
+        for value in sorted(exact & read_by_law):
+            known[value] = self._run(self._above(value), value, weight, known, float64=False)
+        if name in known:
+            return known[name]
+        return self._run([n for n in nodes if _is_law(n)], name, weight, known, float64=True)
+
+    def _run(self, nodes: Sequence[onnx.NodeProto], name: str, weight: Lookup, known: dict[str, Array], float64: bool) -> Array:
+        made = {o for n in nodes for o in n.output}
+        reads = list(dict.fromkeys(i for n in nodes for i in n.input if i and i not in made))
+        literals = [t for t in self.proto.graph.initializer if t.name in reads and t.name not in known]
+        arrays = {r: known[r] if r in known else weight(r) for r in reads if r in known or r not in self._literal}
+        inputs = [helper.make_tensor_value_info(r, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for r, a in arrays.items()]
+        output = onnx.ValueInfoProto(name=name)
+        graph = helper.make_graph(list(nodes), "fold", inputs, [output], literals)
+        model = helper.make_model_gen_version(graph, opset_imports=self.proto.opset_import, ir_version=self.proto.ir_version)
+        model.functions.extend(self.proto.functions)
+        return reference.ReferenceProgram(model, float64)(*arrays.values())[0]  # type: ignore[no-any-return]
+
+    def _above(self, name: str) -> list[onnx.NodeProto]:
+        """The nodes that ``name`` is computed by, in the program's order."""
+        needed: set[str] = set()
+        stack = [name]
+        while stack:
+            maker = self._maker.get(stack.pop())
+            if maker is not None and maker.output[0] not in needed:
+                needed.add(maker.output[0])
+                stack.extend(maker.input)
+        return [n for n in self.proto.graph.node if n.output[0] in needed]
+
+
+def _is_law(node: onnx.NodeProto) -> bool:
+    return any(p.key == LAW for p in node.metadata_props)
+
+
+def missing(program: WeightProgram, state: Sequence[str]) -> RewriterError:
+    """The error for a state that lacks weights."""
+    lacking = [n for n in program.inputs if n not in state]
+    return RewriterError(f"the new weights lack {lacking[0]!r}" + (f" and {len(lacking) - 1} more" if len(lacking) > 1 else "") + ": give every weight of the model")
