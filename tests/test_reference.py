@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import onnx
 import pytest
@@ -11,37 +9,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from backends import backend, reference
 from rewriter.errors import InvalidInput, InvalidModel, UnsupportedModel
+from tests.node_cases import node_cases, plain, same, same_kind, tolerance
 
-ROUNDED = ("_bf16", "_fp16", "bfloat16", "BFLOAT16")  # these cases' own tolerance is a few ulp of a half type
-NOT_RUN = ("test_bernoulli", "test_scan_sum", "test_if_opt")  # random; Scan-8; onnx.reference nests optionals
 # in float64 no 32-bit pattern is left to reinterpret, a rounding tie may fall the other way, and onnx.reference's
 # FlexAttention compares types
 NOT_FLOAT64 = ("test_bitcast_", "test_dynamicquantizelinear", "test_flexattention")
-
-
-def node_cases():
-    from onnx.backend.test.case.node import collect_testcases
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return [case for case in collect_testcases(None) if not case.name.startswith(NOT_RUN)]
-
-
-def plain(values):
-    return [numpy_helper.to_array(v) if isinstance(v, onnx.TensorProto) else v for v in values]
-
-
-def same(got, want, rtol, atol):
-    if isinstance(want, (list, tuple)):
-        return len(got) == len(want) and all(same(g, w, rtol, atol) for g, w in zip(got, want, strict=True))
-    if want is None:
-        return got is None
-    got, want = np.asarray(got), np.asarray(want)
-    if got.shape != want.shape:
-        return False
-    if want.dtype.kind in "OSU":
-        return bool((got.astype(str) == want.astype(str)).all())
-    return np.allclose(got.astype(np.float64), want.astype(np.float64), rtol, atol, equal_nan=True)
 
 
 @pytest.mark.parametrize("float64", [False, True])
@@ -50,16 +22,11 @@ def test_the_standards_node_cases(float64):
     for case in node_cases():
         if float64 and case.name.startswith(NOT_FLOAT64):
             continue
-        rtol, atol = (2e-2, 1e-2) if any(mark in case.name for mark in ROUNDED) else (case.rtol or 1e-3, 1e-5)
-        half = any(
-            t.type.tensor_type.elem_type in (10, 16) for t in (*case.model.graph.input, *case.model.graph.output)
-        )
-        rtol = max(rtol, 5e-3) if half else rtol
+        rtol, atol = tolerance(case)
         for inputs, outputs in case.data_sets:
             got = reference.build(case.model, float64=float64)(*plain(inputs))
             want = plain(outputs)
-            kinds = float64 or all(g.dtype == w.dtype or w.dtype.kind in "OSU" for g, w in zip(got, want, strict=True)
-                                   if isinstance(w, np.ndarray))  # fmt: skip
+            kinds = float64 or same_kind(got, want)
             if kinds and same(got, want, rtol, atol):
                 right += 1
             else:
