@@ -198,6 +198,8 @@ class _Session:
         tagged = {} if tags is None else {tuple(map(_id, r.inputs)): self.egraph.value_to_string(r.output) for r in tags.rows}
         out = []
         for row in function.rows:
+            if row.subsumed:
+                continue
             arguments = self._row(row.inputs, sorts)
             if name == "op":
                 arguments = [arguments[0], *arguments[1]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,6 +33,7 @@ from rewriter.rule import Rule
 from rewriter.structure import Structure
 from rewriter.verify import SIZES, Case, Feed, Oracle, Verification, feeds
 from rewriter.weights import LAW, WeightProgram
+from rewriter.write_onnx import write_onnx
 
 Step = Callable[[str], None]
 """Called with what begins now; for progress displays."""
@@ -57,8 +59,6 @@ class Optimized:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the ONNX file, all or nothing; weights go beside it (``NAME.data``) when they do not fit into one message."""
-        from rewriter.write_onnx import write_onnx
-
         write_onnx(self.ir_model, path)
 
 
@@ -104,10 +104,10 @@ def optimize(
     watch = _Watch(step)
     with ExitStack() as stack:
         saturator = stack.enter_context(Saturator())
-        isolated = stack.enter_context(Isolated())
+        bench = _Bench(stack.enter_context(Isolated()), stack.enter_context(tempfile.TemporaryDirectory(prefix="rewriter-")))
         watch("reading")
         source = _read(model, example_inputs, constants, input_shapes)
-        return _optimize(source, chosen, bounds, objective, saturator, isolated, watch)
+        return _optimize(source, chosen, bounds, objective, saturator, bench, watch)
 
 
 @dataclass
@@ -121,7 +121,7 @@ class _Attempt:
 
 
 def _optimize(
-    source: _Source, rules: Sequence[Rule], limits: Limits, objective: str, saturator: Saturator, isolated: Isolated, watch: _Watch
+    source: _Source, rules: Sequence[Rule], limits: Limits, objective: str, saturator: Saturator, bench: _Bench, watch: _Watch
 ) -> Optimized:
     hints = _hints(source.model.graph, source.example)
     before = summarise(source.model, hints)
@@ -132,8 +132,8 @@ def _optimize(
     watch("searching")
     attempt = _attempt(plain, rules, limits, objective, saturator, hints)
     watch("verifying")
-    oracle = _oracle(source, hints, isolated)
-    attempt, verification = _verified(attempt, plain, source, rules, limits, objective, saturator, isolated, oracle, hints)
+    oracle = _oracle(source, hints, bench)
+    attempt, verification = _verified(attempt, plain, source, rules, limits, objective, saturator, bench, oracle, hints)
     if summarise(attempt.model).nodes > before.nodes:
         attempt.notes.append("the rewritten graph had more nodes than the model: the model was kept as it was")
         attempt = _Attempt(source.model.clone(), Search(stop=attempt.search.stop), None, attempt.notes)
@@ -220,66 +220,86 @@ def _with_graph(model: ir.Model, graph: ir.Graph) -> ir.Model:
 # Verification
 
 
-def _oracle(source: _Source, hints: Mapping[str, int], isolated: Isolated) -> Oracle:
+class _Bench:
+    """Runs models in the child process, each from a file, so that weights are written once and never piped."""
+
+    def __init__(self, isolated: Isolated, folder: str) -> None:
+        self._isolated, self._folder, self._files = isolated, folder, 0
+
+    def file(self, model: ir.Model) -> str:
+        self._files += 1
+        path = os.path.join(self._folder, f"{self._files}.onnx")
+        write_onnx(model, path)
+        return path
+
+    def run(self, path: str, feed: Sequence[Feed]) -> list[list[Any]]:
+        return self._isolated.run(path, feed, optimised=False)
+
+
+def _oracle(source: _Source, hints: Mapping[str, int], bench: _Bench) -> Oracle:
     """The original's outputs on the example and on made-up inputs of sizes that it accepts."""
-    proto = _proto(source)
+    path = source.path or bench.file(source.model)
     graph = source.model.graph
     names = [v.name or "" for v in graph.inputs]
-    oracle = Oracle(reference=_reference(source.model))
-    made: list[tuple[str, Feed]] = []
-    if source.example is not None:
-        made.append(("the example inputs", dict(zip(names, source.example, strict=True))))
+    example = [] if source.example is None else [("the example inputs", dict(zip(names, source.example, strict=True)))]
     makers = list(feeds(graph, hints))
     open_sizes = any(not isinstance(d, int) and d not in hints for v in graph.inputs for d in dims(v) or ())
+    oracle = Oracle(reference=_reference(source.model))
     for batch, other in SIZES if open_sizes else SIZES[:1]:
-        tried = [(f"{label} inputs", make(batch, other)) for label, make in makers]
-        try:
-            isolated.run(proto, [tried[0][1]], optimised=False)
-        except RewriterError:
-            continue
-        made += tried
-        break
-    for label, feed in made:
-        try:
-            oracle.cases.append(Case(feed, isolated.run(proto, [feed], optimised=False)[0], label))
-        except RewriterError:
-            continue
-    if source.expected is not None and oracle.cases and source.example is not None:
-        oracle.cases.append(Case(oracle.cases[0].feed, source.expected, "the module's own outputs"))
+        oracle.cases = _cases(bench, path, [*example, *((label, make(batch, other)) for label, make in makers)])
+        if len(oracle.cases) > len(example):
+            break
+    if source.expected is not None and oracle.cases and example:
+        oracle.cases.append(Case(example[0][1], source.expected, "the module's own outputs"))
     return oracle
+
+
+def _cases(bench: _Bench, path: str, made: Sequence[tuple[str, Feed]]) -> list[Case]:
+    """What the model gives on the inputs that it accepts: all at once, or one by one if it refuses some."""
+    try:
+        outputs = bench.run(path, [feed for _, feed in made])
+        return [Case(feed, got, f"{label} inputs" if " " not in label else label) for (label, feed), got in zip(made, outputs, strict=True)]
+    except RewriterError:
+        if len(made) == 1:
+            return []
+    return [case for one in made for case in _cases(bench, path, [one])]
 
 
 def _verified(
     attempt: _Attempt, plain: ir.Model, source: _Source, rules: Sequence[Rule], limits: Limits, objective: str,
-    saturator: Saturator, isolated: Isolated, oracle: Oracle, hints: Mapping[str, int],
+    saturator: Saturator, bench: _Bench, oracle: Oracle, hints: Mapping[str, int],
 ) -> tuple[_Attempt, Verification]:  # fmt: skip
     """The attempt if it is right; else one without the rule that is to blame, and a note; else the model as it was."""
-    verification = _judge(attempt.model, oracle, isolated)
+    verification = _judge(attempt.model, oracle, bench)
     if verification.passed is not False:
         return attempt, verification
     first = verification.reason
     used = [r for r in rules if f"{r.theory}/{r.name}" in attempt.search.rewrites]
     for rule in used:
         without = _attempt(plain, [r for r in rules if r is not rule], limits, objective, saturator, hints)
-        verification = _judge(without.model, oracle, isolated)
+        verification = _judge(without.model, oracle, bench)
         if verification.passed:
             name = f"{rule.theory}/{rule.name}"
             without.search.declined.append(Decline(name, "the whole model", f"verification failed with this rule ({first})"))
             without.notes.append(f"rule {name} gave a wrong result here and was dropped: {first}")
             return without, verification
     kept = _Attempt(source.model.clone(), Search(stop="verification failed"), None, [f"the rewritten model differed and was not used: {first}"])
-    verification = _judge(kept.model, oracle, isolated)
+    verification = _judge(kept.model, oracle, bench)
     if verification.passed is False:
         raise VerificationFailed(f"the model does not reproduce its own outputs ({verification.reason}): it is not deterministic; nothing was written")
     return kept, verification
 
 
-def _judge(model: ir.Model, oracle: Oracle, isolated: Isolated) -> Verification:
-    proto = ir.to_proto(model)
+def _judge(model: ir.Model, oracle: Oracle, bench: _Bench) -> Verification:
+    path = bench.file(model)
     try:
-        return oracle.judge(lambda feed: isolated.run(proto, feed, optimised=False), _reference(model))
+        return oracle.judge(lambda feed: bench.run(path, feed), _reference(model))
     except RewriterError as failure:
         return Verification(False, np.inf, np.inf, len(oracle.cases), f"the rewritten model does not run: {failure}")
+    finally:
+        for file in (path, f"{path}.data"):
+            if os.path.exists(file):
+                os.unlink(file)
 
 
 def _reference(model: ir.Model) -> Callable[[Feed], list[Any]]:
@@ -296,10 +316,6 @@ def _reference(model: ir.Model) -> Callable[[Feed], list[Any]]:
     return run
 
 
-def _proto(source: _Source) -> onnx.ModelProto:
-    return ir.to_proto(source.model)
-
-
 # Reading and options
 
 
@@ -312,7 +328,8 @@ def _read(model: Any, example_inputs: Any, constants: Mapping[str, Any] | None, 
         if example_inputs is not None:
             arguments, named = ((), dict(example_inputs)) if isinstance(example_inputs, Mapping) else (_tuple(example_inputs), {})
             example = _checked(read.graph, [_numpy(a) for a in inputs.flatten(arguments, named)])
-        return _Source(read, inputs, outputs, example, path=model if isinstance(model, str) else None)
+        path = os.fspath(model) if isinstance(model, (str, os.PathLike)) and not constants and not input_shapes else None
+        return _Source(read, inputs, outputs, example, path=path)
     if type(model).__module__.split(".")[0] != "torch" and not _is_module(model):
         raise InvalidModel(
             f"cannot read a {type(model).__name__}: give a torch module or exported program, an ONNX model, or a path to an ONNX file"

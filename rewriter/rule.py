@@ -80,7 +80,9 @@ class Rule:
         built: list[str] = []
         root = _action(rhs, built, f"{self.theory}/{self.name}")
         body = " ".join([f"(= l_ {text(lhs)})", *self._site, *(_fact(c) for c in (*self.when, *self.given))])
-        actions = " ".join([*built, f"(union l_ {root})"])
+        # x + 0 == x puts x below itself: without subsuming x + 0, laws about sums would go round that loop for ever.
+        subsume = [] if isinstance(rhs, tuple) else [f"(subsume {text(lhs)})"]
+        actions = " ".join([*built, f"(union l_ {root})", *subsume])
         return f'(rule ({body}) ({actions}) :ruleset {ruleset} :name "{self.theory}/{self.name}")'
 
     def near(self) -> str:
