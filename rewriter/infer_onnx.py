@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import onnx
 import onnx_ir as ir
@@ -12,30 +17,47 @@ from rewriter.errors import InvalidModel
 
 # Shape arithmetic reads small integer tensors; everything larger only has its shape read.
 _SMALL = 1024
+_PATIENCE = 60
 
 
-def infer(model: ir.Model, *, strict: bool = False, opaque_shapes: bool = True) -> None:
+def infer(model: ir.Model, *, untrusted: bool = False, opaque_shapes: bool = True) -> None:
     """Afterwards every value has the shape and type that can be derived, and no stale ones.
 
     Graph inputs, initialisers and the declared outputs of the main graph keep theirs. What an operator of an unknown
     domain makes keeps what the file says of it, without its shape where `opaque_shapes` is False.
-    strict: an operator that does not fit its inputs raises InvalidModel; otherwise its outputs stay unknown.
+    untrusted: the inference runs in a process of its own, and an operator that does not fit its inputs raises
+    InvalidModel; otherwise its outputs stay unknown.
     """
     declared = [(output, output.shape) for output in model.graph.outputs]
     _forget(model, opaque_shapes)
     proto = skeleton(model)
-    try:
-        # The data propagation is off in the strict run: it is the part that rejects valid models.
-        if strict:
-            onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=False)
-        proto = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
-    except Exception as error:  # the native code raises several types, some of them plain RuntimeError
-        if strict:
-            raise InvalidModel(_explain(model, str(error))) from None
+    if untrusted:
+        proto = _infer_apart(model, proto)
+    else:
+        with contextlib.suppress(Exception):  # the native code raises several types; what is unknown stays so
+            proto = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
     _merge(model.graph, proto.graph)
     for output, shape in declared:
         if shape is not None:
             output.shape = shape
+
+
+def _infer_apart(model: ir.Model, proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The inferred model, by a child process; InvalidModel for the reason it gives or the way it ends."""
+    native = find_spec("onnx.onnx_cpp2py_export")
+    assert native is not None and native.origin is not None
+    command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("infer_child.py")), native.origin]
+    try:
+        child = subprocess.run(command, input=proto.SerializeToString(), capture_output=True, timeout=_PATIENCE, check=False)
+    except subprocess.TimeoutExpired:
+        raise InvalidModel(f"ONNX type inference of the model did not end in {_PATIENCE} s: it is no usable model") from None
+    if child.returncode != 0 or not child.stdout:
+        raise InvalidModel(f"ONNX type inference does not survive the model (exit status {child.returncode}): correct it")
+    if child.stdout.startswith(b"E"):
+        raise InvalidModel(_explain(model, child.stdout[1:].decode(errors="replace")))
+    inferred = onnx.ModelProto()
+    inferred.ParseFromString(child.stdout[1:])
+    return inferred
 
 
 def skeleton(model: ir.Model) -> onnx.ModelProto:

@@ -71,8 +71,7 @@ def prepare(
     fixed = _fix_shapes(model.graph, input_shapes or {})
     model.graph.sort()
     _check_operators(model)
-    infer(model, strict=True, opaque_shapes=not fixed)
-    _check_outputs(model, fixed)
+    _infer_and_check(model, fixed)
     return _upgraded(model)
 
 
@@ -248,12 +247,12 @@ def _spell(node: ir.Node) -> str:
     )
 
 
-def _check_outputs(model: ir.Model, fixed: bool) -> None:
-    """What the outputs are declared to be does not contradict what is computed."""
+def _infer_and_check(model: ir.Model, fixed: bool) -> None:
+    """Shapes everywhere; what the outputs are declared to be does not contradict what is computed."""
     declared = {value: value.shape for value in model.graph.outputs}
     for value in declared:
         value.shape = None
-    infer(model)
+    infer(model, untrusted=True, opaque_shapes=not fixed)
     for value, shape in declared.items():
         derived = value.shape
         if shape is None or (fixed and derived is not None):
@@ -278,7 +277,7 @@ def _upgraded(model: ir.Model) -> ir.Model:
         upgrade(newer, OPSET)
         newer.graph.sort()
         _check_operators(newer)
-        infer(newer, strict=True)
+        infer(newer)
     except (CannotUpgrade, InvalidModel):
         return model
     return newer
