@@ -9,6 +9,7 @@ are looked at, never changed: a model object that is passed in stays as it was, 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,20 @@ def read_onnx(
     except (RecursionError, MemoryError, OSError) as error:
         raise UnsupportedModel(f"the model cannot be read: {type(error).__name__} {error}") from None
     except Exception as error:  # a defect that no check above knows: the caller still gets one line and a type
-        raise InvalidModel(f"the model cannot be read: {error}") from error
+        raise InvalidModel(f"the model cannot be read: {_root(error)}") from error
+
+
+def _root(error: BaseException) -> str:
+    """The innermost cause, and the node that a cause on the way names."""
+    node = None
+    while True:
+        found = re.search(r"Node\(name='(.*?)'.*?op_type='(\w+)'", str(error))
+        node = node or found
+        if error.__cause__ is None:
+            break
+        error = error.__cause__
+    reason = f"{type(error).__name__} {error}"[:300]
+    return reason if node is None else f"{node[2]} node '{node[1]}': {reason}"
 
 
 def prepare(
@@ -277,7 +291,7 @@ def _upgraded(model: ir.Model) -> ir.Model:
         upgrade(newer, OPSET)
         newer.graph.sort()
         _check_operators(newer)
-        infer(newer)
+        infer(newer, untrusted=True)
     except (CannotUpgrade, InvalidModel):
         return model
     return newer
