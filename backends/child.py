@@ -70,13 +70,20 @@ def _time(module: Any, programs: Programs, message: Message, values: list[Any]) 
     return {"ms": taken}, []
 
 
+def _call(module: Any, programs: Programs, message: Message, values: list[Any]) -> tuple[Message, list[Any]]:
+    """One of the functions that the module offers to its parent: JSON arguments and arrays in, JSON and arrays out."""
+    function = module.REMOTE[message["function"]]
+    reply, results = function(values, **message["arguments"])
+    return {"reply": reply}, results
+
+
 def _drop(module: Any, programs: Programs, message: Message, values: list[Any]) -> tuple[Message, list[Any]]:
     programs.pop(message["key"], None)
     return {}, []
 
 
 _ACTIONS: dict[str, Callable[[Any, Programs, Message, list[Any]], tuple[Message, list[Any]]]] = {
-    "load": _load, "run": _run, "time": _time, "drop": _drop,
+    "load": _load, "run": _run, "time": _time, "drop": _drop, "call": _call,
 }  # fmt: skip
 
 

@@ -42,7 +42,7 @@ class Worker:
         """``timeout`` bounds each request, in seconds; ``memory`` the child's address space in bytes (None: no bound)."""
         self._backend = backend
         self._threads = threads or visible_cores()
-        self._timeout = timeout
+        self.timeout = timeout
         self._memory = memory or 0
         self._process: subprocess.Popen[bytes] | None = None
         self._errors: IO[bytes] | None = None
@@ -76,7 +76,7 @@ class Worker:
             process = self._process
             assert process is not None and process.stdin is not None and process.stdout is not None
             expired = threading.Event()
-            timer = threading.Timer(self._timeout, _end, (process, expired))
+            timer = threading.Timer(self.timeout, _end, (process, expired))
             timer.daemon = True
             timer.start()
             try:
@@ -89,6 +89,11 @@ class Worker:
         if "error" in reply:
             raise RuntimeRefused(f"{self._backend}: {reply['error']}")
         return reply, results
+
+    def call(self, function: str, values: list[Any] | None = None, **arguments: Any) -> tuple[Any, list[Any]]:
+        """Call one of the functions that the child's module offers in REMOTE."""
+        reply, results = self.ask({"do": "call", "function": function, "arguments": arguments}, values)
+        return reply["reply"], results
 
     def load(
         self, key: str, model: Any = None, *, restore: str | None = None, options: Mapping[str, Any] | None = None
@@ -141,7 +146,7 @@ class Worker:
         last = self._last_words()
         self.close()
         if expired:
-            return TimedOut(f"{self._backend} in its own process: no answer in {self._timeout:g} s; it was ended")
+            return TimedOut(f"{self._backend} in its own process: no answer in {self.timeout:g} s; it was ended")
         how = f"died of {_signal_name(-status)}" if status < 0 else f"exited with status {status}"
         return CrashedError(f"{self._backend} in its own process {how}{': ' + last if last else ''}")
 

@@ -1,0 +1,56 @@
+"""TVM: the regions of a model that its importer takes become native code, the rest runs on ONNX Runtime.
+
+The compiler (``import tvm``: 3.4 s, 400 MB) runs in a child process, which may crash or be ended when it takes too long;
+this process only loads the libraries that it leaves, through ``tvm_ffi``. Every region is compared with ONNX Runtime on
+the example inputs, judged by the float64 oracle, before it is used; one that fails goes to ONNX Runtime, and
+``Program.notes`` says why. Shapes are fixed when a region is compiled, so a model with symbolic dimensions is compiled
+once for each set of input shapes that is called, up to a bound.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from backends.tvm.operators import refusal
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir
+
+    from backends.tvm.program import TvmProgram
+
+
+def refuses(node: onnx_ir.Node) -> str | None:
+    """The reason why ``node`` is left to ONNX Runtime, or None."""
+    return refusal(node.domain, node.op_type, len([output for output in node.outputs if output.name]))
+
+
+def build(
+    model: onnx.ModelProto | str | os.PathLike[str],
+    *,
+    target: str = "cpu",
+    threads: int | None = None,
+    example_inputs: Any = None,
+    limit: int | None = None,
+    seconds: float = 300.0,
+) -> TvmProgram:
+    """Compile ``model``, now for the shapes of ``example_inputs`` (arrays in graph order) or its own if those are fixed,
+    else when it is first called.
+
+    ``limit``: refuse models with more nodes than this (UnsupportedModel); ``seconds``: what all compilation for one set of
+    shapes may take, after which regions go to ONNX Runtime.
+    """
+    from backends.tvm.program import make
+
+    return make(model, target, threads, example_inputs, limit, seconds)
+
+
+def restore(directory: str | os.PathLike[str], threads: int | None = None) -> TvmProgram:
+    """The program that was saved in ``directory``; it needs ``tvm_ffi`` and TVM's runtime, and never compiles.
+
+    Input shapes that were not compiled run on ONNX Runtime. Raises UnsupportedModel on another kind of processor.
+    """
+    from backends.tvm.program import reopen
+
+    return reopen(directory, threads)

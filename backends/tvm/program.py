@@ -1,0 +1,229 @@
+"""A model on TVM: one plan for each set of input shapes, made when first called, saved with its libraries."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from backends import onnxruntime
+from backends.arrays import as_numpy
+from backends.program import Port
+from backends.threads import visible_cores
+from backends.tvm.runtime import Library, processor
+from rewriter.errors import InvalidInput, InvalidModel, UnsupportedModel
+
+if TYPE_CHECKING:
+    import onnx
+
+    from backends.tvm.regions import Plan
+
+PLANS = 8  # sets of input shapes that are compiled; others run on ONNX Runtime
+_FOLDER, _INDEX = "tvm", "plans.json"
+Key = tuple[tuple[int, ...], ...]
+
+
+class TvmProgram:
+    """Callable on arrays in graph order. ``notes`` says which regions run on ONNX Runtime, and why."""
+
+    def __init__(
+        self,
+        whole: onnxruntime.OnnxRuntimeProgram,
+        model: onnx.ModelProto | None,
+        threads: int,
+        seconds: float,
+    ) -> None:
+        """``model`` is None for a program that was restored: it has its plans, and makes no new ones."""
+        self.inputs: Sequence[Port] = whole.inputs
+        self.outputs: Sequence[Port] = whole.outputs
+        self.notes: list[str] = []
+        self._whole = whole
+        self._model = model
+        self._threads = threads
+        self._seconds = seconds
+        self._plans: dict[Key, _Running] = {}
+        self._folder = tempfile.TemporaryDirectory(prefix="rewriter-tvm-")
+
+    def __call__(self, *inputs: Any) -> list[Any]:
+        if len(inputs) != len(self.inputs):
+            names = [port.name for port in self.inputs]
+            raise InvalidInput(f"{len(inputs)} inputs were given; the model takes {len(names)}: {names}")
+        arrays = [self._accept(port, value) for port, value in zip(self.inputs, inputs, strict=True)]
+        running = self._running(arrays)
+        return self._whole(*arrays) if running is None else running(arrays)
+
+    def compile(self, arrays: Sequence[Any]) -> None:
+        """Compile for inputs of these shapes, unless that was done."""
+        self._running([self._accept(port, value) for port, value in zip(self.inputs, arrays, strict=True)])
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        self._whole.save(directory)
+        target = Path(directory, _FOLDER)
+        target.mkdir()
+        plans = []
+        for number, (key, running) in enumerate(self._plans.items()):
+            shutil.copytree(running.folder, target / str(number))
+            plans.append({"shapes": key, **running.to_json()})
+            np.savez(target / str(number) / "weights.npz", **dict(running.weights))
+        index = {"processor": processor(), "threads": self._threads, "notes": self.notes, "plans": plans}
+        (target / _INDEX).write_text(json.dumps(index, indent=1))
+
+    def restore_plans(self, folder: Path, index: Mapping[str, Any]) -> None:
+        """Take the plans that ``save`` wrote; what they need is copied, since the folder may be replaced."""
+        self.notes += index["notes"]
+        for number, plan in enumerate(index["plans"]):
+            own = Path(self._folder.name, str(number))
+            shutil.copytree(folder / str(number), own)
+            with np.load(own / "weights.npz") as stored:
+                weights = dict(stored)
+            (own / "weights.npz").unlink()
+            key = tuple(tuple(shape) for shape in plan["shapes"])
+            self._plans[key] = _Running(own, plan["steps"], weights, self.inputs, self.outputs, self._threads)
+
+    def _accept(self, port: Port, value: Any) -> Any:
+        if value is None or isinstance(value, (list, dict)):
+            return value
+        array = as_numpy(value)
+        if port.dtype and port.dtype != "str" and array.dtype.name != port.dtype:
+            raise InvalidInput(f"input {port.name!r} is {array.dtype.name}; the model takes {port.dtype}")
+        if port.shape is not None and not _fits(array.shape, port.shape):
+            raise InvalidInput(f"input {port.name!r} has shape {list(array.shape)}; the model takes {list(port.shape)}")
+        return array
+
+    def _running(self, arrays: Sequence[Any]) -> _Running | None:
+        if not all(isinstance(array, np.ndarray) and array.dtype.kind != "O" and array.size for array in arrays):
+            return None  # sequences, strings and empty arrays are not worth a plan
+        key = tuple(array.shape for array in arrays)
+        if key not in self._plans and self._model is not None and len(self._plans) < PLANS:
+            self._plans[key] = self._make(self._model, arrays)
+        return self._plans.get(key)
+
+    def _make(self, model: onnx.ModelProto, arrays: Sequence[Any]) -> _Running:
+        from backends.tvm.regions import plan
+        from backends.worker import Worker
+
+        folder = Path(self._folder.name, str(len(self._plans)))
+        folder.mkdir()
+        named = {port.name: array for port, array in zip(self.inputs, arrays, strict=True)}
+        # the compiler's process gets the cores; this one waits
+        with Worker("tvm.compiler", threads=self._threads, timeout=self._seconds) as worker:
+            made: Plan = plan(model, named, folder, worker, threads=self._threads, seconds=self._seconds)
+        self.notes += [note for note in made.notes if note not in self.notes]
+        steps = [vars(step) for step in made.steps]
+        return _Running(folder, steps, made.weights, self.inputs, self.outputs, self._threads)
+
+
+class _Running:
+    """A plan with its libraries and sessions loaded."""
+
+    def __init__(
+        self,
+        folder: Path,
+        steps: Sequence[Mapping[str, Any]],
+        weights: Mapping[str, Any],
+        inputs: Sequence[Port],
+        outputs: Sequence[Port],
+        threads: int,
+    ) -> None:
+        self.folder, self.weights = folder, weights
+        self._steps = [dict(step) for step in steps]
+        self._run = [_runner(folder / step["file"], step["kind"], threads) for step in steps]
+        self._names, self._results = [p.name for p in inputs], [p.name for p in outputs]
+        self._dying = _dying(self._steps, self._results)
+
+    @property
+    def compiled(self) -> int:
+        """How many regions are native code."""
+        return sum(step["kind"] == "tvm" for step in self._steps)
+
+    def __call__(self, arrays: Sequence[Any]) -> list[Any]:
+        values = {**self.weights, **dict(zip(self._names, arrays, strict=True))}
+        for step, run, dying in zip(self._steps, self._run, self._dying, strict=True):
+            made = run([values[name] for name in step["inputs"]])
+            values.update(zip(step["outputs"], made, strict=True))
+            for name in dying:
+                del values[name]
+        return [values[name] for name in self._results]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"steps": self._steps}
+
+
+def make(
+    model: onnx.ModelProto | str | os.PathLike[str],
+    target: str,
+    threads: int | None,
+    example_inputs: Sequence[Any] | None,
+    limit: int | None,
+    seconds: float,
+) -> TvmProgram:
+    """As ``backends.tvm.build``."""
+    import onnx
+
+    from backends.measure import example_arrays
+
+    if target != "cpu":
+        raise InvalidInput(f"the tvm backend has no target {target!r}; there is 'cpu'")
+    if isinstance(model, (str, os.PathLike)):
+        if not Path(model).is_file():
+            raise InvalidModel(f"{model}: no such file")
+        model = onnx.load(model)
+    count = len(model.graph.node)
+    if limit is not None and count > limit:
+        raise UnsupportedModel(f"{count} nodes would take TVM long to compile (limit {limit}); ask for backend 'tvm'")
+    whole = onnxruntime.build(model, threads=threads)
+    program = TvmProgram(whole, model, threads or visible_cores(), seconds)
+    if example_inputs is not None:
+        program.compile(example_inputs)
+    elif all(port.dtype not in ("", "str") and _static(port) for port in program.inputs):
+        program.compile(example_arrays(program.inputs))
+    return program
+
+
+def reopen(directory: str | os.PathLike[str], threads: int | None) -> TvmProgram:
+    """As ``backends.tvm.restore``."""
+    folder = Path(directory, _FOLDER)
+    index = json.loads((folder / _INDEX).read_text())
+    built, here = index["processor"], processor()
+    lacking = sorted(set(built["flags"]) - set(here["flags"]))
+    if built["machine"] != here["machine"] or lacking:
+        what = lacking[0] if lacking else built["machine"]
+        raise UnsupportedModel(
+            f"{folder} was compiled for a processor with {what}, which this one lacks; compile again here"
+        )
+    program = TvmProgram(onnxruntime.restore(directory, threads), None, threads or index["threads"], 0.0)
+    program.restore_plans(folder, index)
+    return program
+
+
+def _runner(path: Path, kind: str, threads: int) -> Any:
+    if kind == "tvm":
+        return Library(path, threads)
+    program = onnxruntime.build(path, threads=threads)
+    return lambda values: program(*values)
+
+
+def _dying(steps: Sequence[Mapping[str, Any]], results: Sequence[str]) -> list[list[str]]:
+    last: dict[str, int] = {}
+    for index, step in enumerate(steps):
+        last.update(dict.fromkeys((*step["inputs"], *step["outputs"]), index))
+    dying: list[list[str]] = [[] for _ in steps]
+    for name, index in last.items():
+        if name not in results:
+            dying[index].append(name)
+    return dying
+
+
+def _static(port: Port) -> bool:
+    return port.shape is not None and all(isinstance(d, int) and d > 0 for d in port.shape)
+
+
+def _fits(shape: Sequence[int], declared: Sequence[int | str | None]) -> bool:
+    pairs = zip(shape, declared, strict=False)
+    return len(shape) == len(declared) and all(not isinstance(d, int) or d in (-1, s) for s, d in pairs)

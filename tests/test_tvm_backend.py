@@ -1,0 +1,210 @@
+"""Models on TVM with the rest on ONNX Runtime: the same numbers, whatever compiles."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+pytest.importorskip("tvm_ffi")
+
+import backends
+from backends import backend, onnxruntime
+from backends.tvm import regions, runtime
+from rewriter import artefact
+from rewriter.errors import InvalidInput, InvalidModel, UnsupportedModel
+
+ROOT = Path(backends.__file__).resolve().parent.parent
+
+
+def numbers(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def mixed(batch="batch"):
+    """Convolution and products around an LSTM, a Loop, an If and an operator of another domain."""
+    step = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["go2"]), helper.make_node("Mul", ["v", "half"], ["v2"])],
+        "step",
+        [helper.make_tensor_value_info(n, t, s) for n, t, s in (("i", 7, []), ("go", 9, []), ("v", 1, None))],
+        [helper.make_tensor_value_info(n, t, s) for n, t, s in (("go2", 9, []), ("v2", 1, None))],
+    )
+
+    def branch(op, name):
+        body = [helper.make_node(op, ["looped"], [name])]
+        return helper.make_graph(body, name, [], [helper.make_tensor_value_info(name, 1, None)])
+
+    nodes = [
+        helper.make_node("Conv", ["x", "k", "kb"], ["c"], pads=[1, 1]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("Transpose", ["r"], ["t"], perm=[2, 0, 1]),
+        helper.make_node("LSTM", ["t", "w", "rw"], ["", "h"], hidden_size=5),
+        helper.make_node("Squeeze", ["h", "zero"], ["hs"]),
+        helper.make_node("MatMul", ["hs", "m"], ["p"]),
+        helper.make_node("Softmax", ["p"], ["s"]),
+        helper.make_node("Loop", ["three", "", "s"], ["looped"], body=step),
+        helper.make_node("ReduceMax", ["looped"], ["top"], keepdims=0),
+        helper.make_node("Greater", ["top", "half"], ["large"]),
+        helper.make_node("If", ["large"], ["chosen"], then_branch=branch("Neg", "n"), else_branch=branch("Exp", "e")),
+        helper.make_node("QuickGelu", ["chosen"], ["q"], domain="com.microsoft"),
+        helper.make_node("Shape", ["q"], ["qs"]),
+        helper.make_node("Reshape", ["q", "qs"], ["same"]),
+        helper.make_node("Sigmoid", ["same"], ["sig"]),
+        helper.make_node("Mul", ["sig", "m0"], ["y"]),
+    ]
+    weights = {
+        "k": numbers(4, 3, 3), "kb": numbers(4), "w": numbers(1, 20, 4), "rw": numbers(1, 20, 5), "zero": np.array([0]),
+        "m": numbers(5, 6), "half": np.float32(0.5), "three": np.int64(3), "m0": numbers(6),
+    }  # fmt: skip
+    graph = helper.make_graph(
+        nodes,
+        "mixed",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None), helper.make_tensor_value_info("r", 1, None)],
+        initializer=[numpy_helper.from_array(np.asarray(v), n) for n, v in weights.items()],
+    )
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+@pytest.fixture(scope="module")
+def program():
+    made = backend("tvm").build(mixed(), threads=1, example_inputs=[numbers(2, 3, 8)])
+    assert "tvm" not in sys.modules
+    return made
+
+
+def agree(program, x, model=None):
+    want = onnxruntime.build(model or mixed(), threads=1)(x)
+    got = program(x)
+    assert [g.dtype for g in got] == [w.dtype for w in want]
+    for g, w in zip(got, want, strict=True):
+        np.testing.assert_allclose(g, w, rtol=1e-4, atol=1e-5)
+
+
+def test_what_tvm_takes_is_compiled_and_the_rest_runs(program):
+    [running] = program._plans.values()
+    assert running.compiled >= 2, program.notes
+    kinds = {step["kind"] for step in running._steps}
+    assert kinds == {"tvm", "onnxruntime"}
+    agree(program, numbers(2, 3, 8, seed=5))
+
+
+def test_unaligned_and_odd_memory_goes_in(program):
+    x = numbers(2, 3, 8, seed=6)
+    room = np.zeros(x.nbytes + 68, np.uint8)
+    start = -room.ctypes.data % 64 + 4
+    crooked = room[start : start + x.nbytes].view("float32").reshape(x.shape)
+    crooked[...] = x
+    assert crooked.ctypes.data % 64 == 4
+    frozen = x.copy()
+    frozen.flags.writeable = False
+    for value in (crooked, frozen, np.asfortranarray(x), np.repeat(x, 2, axis=2)[:, :, ::2]):
+        agree(program, value)
+
+
+def test_aligned_copies_only_when_it_must():
+    room = np.zeros(1024, np.uint8)
+    good = room[-room.ctypes.data % 64 :][:256].view("float32")
+    assert runtime.aligned(good) is good
+    for odd in (good[1:], good[::2], np.broadcast_to(np.float32(3), (4, 4))):
+        copy = runtime.aligned(odd)
+        assert copy.ctypes.data % 64 == 0
+        assert copy.flags.c_contiguous
+        np.testing.assert_array_equal(copy, odd)
+
+
+def test_other_shapes_work_too(program, monkeypatch):
+    monkeypatch.setattr("backends.tvm.program.PLANS", len(program._plans))  # as if the bound were reached: no compiling
+    agree(program, numbers(5, 3, 8, seed=7))
+    with pytest.raises(InvalidInput, match=r"shape \[5, 2, 8\]"):
+        program(numbers(5, 2, 8))
+    with pytest.raises(InvalidInput, match="float64"):
+        program(np.zeros((2, 3, 8)))
+
+
+def test_reloading_needs_no_compiler_and_no_torch(program, tmp_path):
+    program.save(tmp_path)
+    assert len(list((tmp_path / "tvm" / "0").glob("*.so"))) >= 2
+    x = numbers(2, 3, 8, seed=8)
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "y.npy", program(x)[0])
+    code = (
+        "import sys, numpy as np; from backends import backend\n"
+        f"d = {str(tmp_path)!r}\n"
+        "p = backend('tvm').restore(d, threads=1); x = np.load(d + '/x.npy')\n"
+        "[r] = p._plans.values(); assert r.compiled >= 2\n"
+        "np.testing.assert_allclose(p(x)[0], np.load(d + '/y.npy'), rtol=1e-6)\n"
+        "assert p(x[:1])[0].shape == (1, 6)\n"
+        "print([m for m in ('tvm', 'torch', 'egglog') if m in sys.modules])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False, env=_bare()
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+def _bare():
+    return {name: value for name, value in os.environ.items() if not name.startswith("TVM_")}
+
+
+def test_artefacts_carry_the_libraries(program, tmp_path):
+    contents = artefact.Contents(ir.from_proto(mixed()), program, "tvm", {}, {}, {})
+    artefact.write(tmp_path / "a", contents)
+    back = artefact.read(tmp_path / "a", threads=1)
+    assert type(back.program) is type(program)
+    agree(back.program, numbers(2, 3, 8, seed=4))
+    (tmp_path / "a" / "tvm" / "0" / "1.so").write_bytes(b"")
+    with pytest.raises(InvalidModel, match="1.so is not what was written"):
+        artefact.read(tmp_path / "a")
+
+
+def test_another_processor_is_refused(program, tmp_path, monkeypatch):
+    program.save(tmp_path)
+    monkeypatch.setattr("backends.tvm.program.processor", lambda: {"machine": "x86_64", "flags": []})
+    with pytest.raises(UnsupportedModel, match="which this one lacks"):
+        backend("tvm").restore(tmp_path)
+
+
+def test_regions_that_differ_or_time_out_go_to_onnx_runtime(monkeypatch):
+    monkeypatch.setattr(regions, "_difference", lambda *_: "it is off by one")
+    program = backend("tvm").build(mixed(2), threads=1)
+    [running] = program._plans.values()
+    assert running.compiled == 0
+    assert any("off by one" in note for note in program.notes)
+    agree(program, numbers(2, 3, 8, seed=9), mixed(2))
+    hurried = backend("tvm").build(mixed(2), threads=1, seconds=0.0)
+    assert any("time for compiling was spent" in note for note in hurried.notes)
+    agree(hurried, numbers(2, 3, 8, seed=9), mixed(2))
+
+
+def test_differences_are_judged_by_the_float64_result():
+    node = helper.make_node("Exp", ["x"], ["y"])
+    x = helper.make_tensor_value_info("x", 1, [2])
+    graph = helper.make_graph([node], "g", [x], [helper.make_tensor_value_info("y", 1, [2])])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    values = np.float32([1, 2])
+    right = np.exp(values)
+    assert regions._difference(model, [values], [right], [right]) is None
+    assert regions._difference(model, [values], [right * np.float32(1 + 1e-6)], [right]) is None
+    assert "off" in regions._difference(model, [values], [right * np.float32(1.001)], [right])
+    assert "finite" in regions._difference(model, [values], [right * np.float32("nan")], [right])
+    assert "float64" in regions._difference(model, [values], [right.astype("float64")], [right])
+
+
+def test_refusals():
+    tvm = backend("tvm")
+    assert tvm.refuses(ir.node("Conv", [None, None])) is None
+    assert "LSTM" in tvm.refuses(ir.node("LSTM", [None] * 3))
+    assert "com.microsoft" in tvm.refuses(ir.node("Conv", [None], domain="com.microsoft"))
+    with pytest.raises(UnsupportedModel, match="16 nodes"):
+        tvm.build(mixed(), limit=10)
+    with pytest.raises(InvalidInput, match="no target"):
+        tvm.build(mixed(), target="tpu")
