@@ -12,6 +12,7 @@ import io
 import logging
 import re
 import warnings
+from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -87,12 +88,22 @@ def _arguments(
         return (example,), {}
     try:
         if isinstance(example, Mapping):
-            bound = inspect.signature(module.forward).bind(**example)
+            bound = inspect.signature(module.forward).bind(**_known(module, example))
             return bound.args, dict(bound.kwargs)
         inspect.signature(module.forward).bind(*example)
     except TypeError as error:
         raise InvalidInput(f"example_inputs do not fit {type(module).__name__}.forward: {error}") from None
     return tuple(example), {}
+
+
+def _known(module: torch.nn.Module, example: Mapping[str, Any]) -> Mapping[str, Any]:
+    parameters = inspect.signature(module.forward).parameters
+    if not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
+        for name in example:
+            if name not in parameters:
+                known = ", ".join(f"'{each}'" for each in parameters)
+                raise InvalidInput(f"{type(module).__name__}.forward has no argument '{name}'; it has {known or 'none'}")
+    return example
 
 
 def _export(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
@@ -244,9 +255,12 @@ class _Trees:
             return {kind.__name__: children}
         if kind is dict:
             return {"dict": [[key, each] for key, each in zip(spec.context, children, strict=True)]}
-        name = f"{kind.__module__}.{kind.__qualname__}"
-        names = _field_names(spec)
+        record = spec.context if kind is namedtuple else kind  # torch's own spelling of a named tuple
+        # One class may occur with several contexts (which of its fields are set): each has its own builder.
+        name = f"{record.__module__}.{record.__qualname__}"
+        name = name if name not in self.builders else f"{name}#{len(self.builders)}"
         self.builders[name] = _builder(kind, spec.context)
+        names = _field_names(spec)
         if names is not None and len(names) == len(children):
             return {"record": name, "fields": [[key, each] for key, each in zip(names, children, strict=True)]}
         return {"object": name, "items": children}
@@ -254,18 +268,15 @@ class _Trees:
 
 def _field_names(spec: Any) -> list[str] | None:
     """Field names of a named tuple, or the keys that a dict-like class put in its context."""
-    for names in (getattr(spec.type, "_fields", None), spec.context):
+    context = spec.context
+    first = context[0] if isinstance(context, (tuple, list)) and context else None
+    for names in (getattr(context, "_fields", None), context, first):
         if isinstance(names, (tuple, list)) and all(isinstance(name, str) for name in names):
             return list(names)
-    if isinstance(spec.context, (tuple, list)) and spec.context and isinstance(spec.context[0], (tuple, list)):
-        keys = list(spec.context[0])
-        return keys if all(isinstance(key, str) for key in keys) else None
     return None
 
 
 def _builder(kind: Any, context: Any) -> Builder:
-    if hasattr(kind, "_fields"):
-        return lambda values: kind(*values)
     unflatten: Callable[[list[Any], Any], Any] = pytree.SUPPORTED_NODES[kind].unflatten_fn
     return lambda values: unflatten(values, context)
 

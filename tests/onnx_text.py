@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 from onnx.reference import ReferenceEvaluator
 
 from rewriter.read_onnx import read_onnx
 
 Array = npt.NDArray[Any]
+Engine = Callable[[onnx.ModelProto | ir.Model, Mapping[str, Array]], list[Array]]
 
 
 def parse(body: str, opset: int = 20) -> onnx.ModelProto:
@@ -33,6 +35,16 @@ def run(model: onnx.ModelProto | ir.Model, feeds: Mapping[str, Array]) -> list[A
     return [np.asarray(each) for each in ReferenceEvaluator(proto).run(None, dict(feeds))]
 
 
+def run_ort(model: onnx.ModelProto | ir.Model, feeds: Mapping[str, Array]) -> list[Array]:
+    """What ONNX Runtime computes without its optimiser: it keeps the meaning of old opsets, the reference does not."""
+    proto = ir.to_proto(model) if isinstance(model, ir.Model) else model
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return [np.asarray(each) for each in session.run(None, dict(feeds))]
+
+
 def feeds(model: onnx.ModelProto, seed: int, **sizes: int) -> dict[str, Array]:
     """Random inputs; symbolic dims take their size from `sizes`."""
     rng = np.random.default_rng(seed)
@@ -45,13 +57,15 @@ def feeds(model: onnx.ModelProto, seed: int, **sizes: int) -> dict[str, Array]:
     return found
 
 
-def assert_same(before: onnx.ModelProto, after: ir.Model, rtol: float, seed: int = 0, **sizes: int) -> None:
+def assert_same(
+    before: onnx.ModelProto, after: ir.Model, rtol: float, seed: int = 0, *, engine: Engine = run, **sizes: int
+) -> None:
     """Both compute the same, within `rtol` of the largest number; names and order of inputs and outputs are kept."""
     assert [value.name for value in before.graph.input] == [value.name for value in after.graph.inputs]
     assert [value.name for value in before.graph.output] == [value.name for value in after.graph.outputs]
     onnx.checker.check_model(ir.to_proto(after), full_check=True)
     inputs = feeds(before, seed, **sizes)
-    for want, got in zip(run(before, inputs), run(after, inputs), strict=True):
+    for want, got in zip(engine(before, inputs), engine(after, inputs), strict=True):
         assert want.shape == got.shape and want.dtype == got.dtype
         assert want.size and np.isfinite(want.astype(np.float64)).all()
         np.testing.assert_allclose(got, want, rtol=0, atol=rtol * max(1e-30, float(np.abs(want).max())))
