@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
+import onnxruntime as ort  # type: ignore[import-untyped]
 from onnx.reference import ReferenceEvaluator
 
 from rewriter.read_onnx import read_onnx

@@ -79,8 +79,9 @@ def test_external_data(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     onnx.save(model, path, save_as_external_data=True, location="m.bin", size_threshold=0)
     read_back = read_onnx(path)
-    np.testing.assert_array_equal(read_back.graph.initializers["w"].const_value.numpy(), weight)
-    assert isinstance(read_back.graph.initializers["w"].const_value, ir.ExternalTensor)
+    data = read_back.graph.initializers["w"].const_value
+    assert isinstance(data, ir.ExternalTensor)
+    np.testing.assert_array_equal(data.numpy(), weight)
     (tmp_path / "m.bin").write_bytes(b"\x00" * 40)
     refused(path, InvalidModel, "'w'", "m.bin", "48")
     (tmp_path / "m.bin").unlink()

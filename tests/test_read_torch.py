@@ -126,6 +126,8 @@ def test_silence(capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsReco
 
 
 class Counts(nn.Module):
+    calls: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("calls", torch.zeros(3))
