@@ -94,7 +94,7 @@ def select(
     frozen: Frozen, encoding: Encoding, roots: Sequence[int], prices: Prices, hints: Mapping[str, int]
 ) -> tuple[dict[int, Selected], Extraction]:
     """One e-node per class of the cheapest solution: run-time classes first, then the weights that they read."""
-    const = {row[0] for row in frozen.facts["const"]}
+    const, zeros = ({row[0] for row in frozen.facts[fact]} for fact in ("const", "zero"))
     sizes = class_sizes(frozen.nodes, encoding, frozen.model, hints)
     live: dict[int, list[Choice]] = {}
     fixed: dict[int, list[Choice]] = {}
@@ -105,7 +105,7 @@ def select(
                 # Any weights-only expression is free at run time: prefer short ones, and the model's own.
                 fixed.setdefault(cls, []).append(Choice(k, 0.0 if op == "leaf" else 1.0 + PREFER_MODEL * bool(rule), reads))
             continue
-        cost = run_cost(op, cls, arguments, sizes, prices) + (PREFER_MODEL if rule else 0.0)
+        cost = run_cost(op, cls, arguments, sizes, prices, zeros) + (PREFER_MODEL if rule else 0.0)
         cost += sum(stored_cost(r, sizes, prices) for r in reads if r in const)
         live.setdefault(cls, []).append(Choice(k, cost, tuple(r for r in reads if r not in const)))
     tops = [frozen.model[i] for i in roots]
@@ -115,6 +115,8 @@ def select(
     wanted = [c for c in tops if c in const]
     for cls, choice in extraction.chosen.items():
         op, _, arguments, rule = frozen.nodes[choice.node]
+        if op in ("linear", "conv") and arguments[2] in zeros:
+            arguments = (*arguments[:2], None, *arguments[3:])
         selected[cls] = Selected(op, arguments, rule)
         wanted += [r for r in _reads(op, arguments) if r in const]
     while wanted:

@@ -19,6 +19,9 @@ VALUES = """
 (rule ((= t (mul a z)) (zero z) (const a)) ((zero t)) :ruleset analysis)
 (rule ((= t (zero_like a))) ((zero t)) :ruleset analysis)
 (rule ((= t (zero_row a))) ((zero t)) :ruleset analysis)
+(rule ((= t (zero_outputs a))) ((zero t)) :ruleset analysis)
+(rule ((= t (add y z)) (zero y) (zero z)) ((zero t)) :ruleset analysis)
+(rule ((= t (cat y z a)) (zero y) (zero z)) ((zero t)) :ruleset analysis)
 (rule ((= t (kernel_widen z e)) (zero z)) ((zero t)) :ruleset analysis)
 (rule ((= t (kernel_sum_inputs z c w)) (zero z)) ((zero t)) :ruleset analysis)
 (rule ((= t (kernel_sum_inputs k z w)) (zero z)) ((zero t)) :ruleset analysis)
@@ -28,16 +31,14 @@ VALUES = """
 (rule ((= t (scalar a b)) (one a) (one b)) ((one t)) :ruleset analysis)
 """
 
-# u reads x: u is affine in x. Two tensors that read one x, bare or through one element-wise function, are siblings.
+# Two tensors are siblings if each is an element-wise function of an affine map of one tensor, and they meet again in a sum: worth
+# writing side by side.
 READING = """
-(rule ((= u (matmul x a)) (const a) (live x)) ((reads u x)) :ruleset analysis)
-(rule ((= u (conv x k w)) (const k) (live x)) ((reads u x)) :ruleset analysis)
-(rule ((= u (scale v s a)) (reads v x)) ((reads u x)) :ruleset analysis)
-(rule ((= u (scalar v c)) (reads v x)) ((reads u x)) :ruleset analysis)
-(rule ((= u (bias v b a)) (reads v x)) ((reads u x)) :ruleset analysis)
-(rule ((= u (add v w)) (reads v x) (reads w x)) ((reads u x)) :ruleset analysis)
-(rule ((= u (map f p)) (= v (map g q)) (reads p x) (reads q x) (= s (add l r)) (= l (matmul u a)) (= r (matmul v b)) (!= u v))
+(rule ((= u (linear x a b)) (live x)) ((reads u x)) :ruleset analysis)
+(rule ((= u (map f p)) (= v (map g q)) (reads p x) (reads q x) (= s (add l r)) (= l (linear u a b)) (= r (linear v c d)) (!= u v))
       ((siblings u v)) :ruleset analysis)
+(rule ((= u (mul p q)) (= v (mul m n)) (= s (add l r)) (= l (linear u a b)) (= r (linear v c d)) (!= u v)
+       (= p (linear x e h)) (= m (linear x i j))) ((siblings u v)) :ruleset analysis)
 """
 
 
@@ -45,7 +46,7 @@ def rules() -> list[str]:
     """All analysis rules as egglog commands, in the ruleset ``analysis``."""
     lines = [line for o in OPERATORS.values() for line in _structural(o)]
     lines.append("(rule ((= t (minus_one))) ((const t)) :ruleset analysis)")
-    return [*lines, *VALUES.strip().splitlines(), *READING.strip().replace("\n      ", " ").splitlines()]
+    return [*lines, *VALUES.strip().splitlines(), *READING.strip().replace("\n     ", " ").splitlines()]
 
 
 def _structural(o: Operator) -> list[str]:

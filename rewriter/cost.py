@@ -7,7 +7,7 @@ as it was. A term of weights alone costs no time, but its bytes are stored and r
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,7 @@ def infer(op: str, arguments: Sequence[Any], sizes: Mapping[int, Sizes]) -> Size
     tensors = [sizes.get(a) if isinstance(a, int) else None for a in arguments]
     x = tensors[0] if tensors else None
     y = tensors[1] if len(tensors) > 1 else None
-    if op == "matmul":
+    if op in ("matmul", "linear"):
         return None if x is None or y is None else (*x[:-1], *y[1:])
     if op in ("add", "mul"):
         return x or y
@@ -70,8 +70,8 @@ def infer(op: str, arguments: Sequence[Any], sizes: Mapping[int, Sizes]) -> Size
         return Window.parse(arguments[-1]).shape
     if op == "kernel_sum_inputs":
         return (Window.parse(arguments[-1]).outputs,)
-    if op == "zero_row":
-        return None if x is None else x[1:]
+    if op in ("zero_row", "zero_outputs"):
+        return None if x is None else (x[1:] if op == "zero_row" else x[:1])
     return () if op == MINUS_ONE else None
 
 
@@ -101,7 +101,7 @@ def macs(op: str, arguments: Sequence[Any], out: Sizes | None, sizes: Mapping[in
     """Multiply-accumulates of one run-time operator."""
     if out is None:
         return 0.0
-    if op == "matmul":
+    if op == "linear":
         return float(math.prod(sizes.get(arguments[0], ()))) * out[-1]
     if op in ("conv", "mean_pool"):
         window = Window.parse(arguments[-1])
@@ -109,8 +109,8 @@ def macs(op: str, arguments: Sequence[Any], out: Sizes | None, sizes: Mapping[in
     return 0.0
 
 
-def run_cost(op: str, cls: int, arguments: Sequence[Any], sizes: Mapping[int, Sizes], prices: Prices) -> float:
-    """Microseconds that one run-time e-node takes."""
+def run_cost(op: str, cls: int, arguments: Sequence[Any], sizes: Mapping[int, Sizes], prices: Prices, zeros: Set[int]) -> float:
+    """Microseconds that one run-time e-node takes. A linear map's bias costs little, one that is zero (in ``zeros``) nothing."""
     out = sizes.get(cls)
     if op == "leaf" or (op == "op" and str(arguments[0]).startswith("output ")):
         return 0.0
@@ -122,7 +122,10 @@ def run_cost(op: str, cls: int, arguments: Sequence[Any], sizes: Mapping[int, Si
     flop = prices.flop
     if op in ("conv", "mean_pool") and (w := Window.parse(arguments[-1])).group == w.inputs > 1:
         flop = prices.depthwise_flop
-    return prices.node + max(2 * flop * macs(op, arguments, out, sizes), moved * prices.byte)
+    extra = 0.0
+    if op == "linear" and arguments[2] not in zeros:
+        extra = 0.5 * prices.node + 2.0 * math.prod(out or ()) * prices.byte
+    return prices.node + extra + max(2 * flop * macs(op, arguments, out, sizes), moved * prices.byte)
 
 
 def stored_cost(cls: int, sizes: Mapping[int, Sizes], prices: Prices) -> float:

@@ -23,7 +23,7 @@ LAST = np.iinfo(np.int64).max
 
 @dataclass(frozen=True)
 class Selected:
-    """One e-node of the solution. ``arguments`` as in ``egraph.Frozen``."""
+    """One e-node of the solution. ``arguments`` as in ``egraph.Frozen``; a bias that is zero is None."""
 
     op: str
     arguments: tuple[Any, ...]
@@ -101,9 +101,14 @@ def _scalar(w: Writer, x: ir.Value | None, c: ir.Value | None) -> ir.Value:
     return w.emit("Neg", c) if x is None else w.emit("Mul", x, c)
 
 
-def _conv(w: Writer, x: ir.Value, k: ir.Value, window: str) -> ir.Value:
+def _linear(w: Writer, x: ir.Value, a: ir.Value, b: ir.Value | None) -> ir.Value:
+    product = w.emit("MatMul", x, a)
+    return product if b is None else w.emit("Add", product, b)
+
+
+def _conv(w: Writer, x: ir.Value, k: ir.Value, b: ir.Value | None, window: str) -> ir.Value:
     g = Window.parse(window)
-    return w.emit("Conv", x, k, strides=g.strides, pads=g.pads, dilations=g.dilations, group=g.group, kernel_shape=g.kernel)
+    return w.emit("Conv", x, k, *([] if b is None else [b]), strides=g.strides, pads=g.pads, dilations=g.dilations, group=g.group, kernel_shape=g.kernel)
 
 
 def _mean_pool(w: Writer, x: ir.Value, window: str) -> ir.Value:
@@ -184,6 +189,7 @@ def _kernel_constant(value: Callable[[Window], float]) -> Emitter:
 _TYPES = {"float32": "FLOAT", "float64": "DOUBLE", "float16": "FLOAT16", "bfloat16": "BFLOAT16"}
 
 EMIT: dict[str, Emitter] = {
+    "linear": _linear,
     "matmul": lambda w, x, a: w.emit("MatMul", x, a),
     "add": lambda w, x, y: w.emit("Add", x, y),
     "mul": lambda w, x, y: w.emit("Mul", x, y),
@@ -202,6 +208,7 @@ EMIT: dict[str, Emitter] = {
     "kernel_mean": _kernel_constant(lambda g: 1.0 / int(np.prod(g.kernel))),
     "eye_like": lambda w, a: w.emit("EyeLike", a),
     "zero_like": lambda w, a: w.emit("Sub", a, a),
+    "zero_outputs": lambda w, k: w.emit("ReduceSum", w.emit("Sub", f := w.emit("Flatten", k, axis=1), f), w.integers(1), keepdims=0),
     "zero_row": lambda w, a: w.emit("ReduceSum", w.emit("Sub", a, a), w.integers(0), keepdims=0),
 }
 
@@ -332,7 +339,7 @@ def _typed(s: Selected) -> list[tuple[Any, bool]]:
         return []
     if s.op == "op":
         return [(s.arguments[0], False), *((a, True) for a in s.arguments[1:])]
-    return [(a, k == "t") for a, k in zip(s.arguments, OPERATORS[s.op].kinds, strict=True)]
+    return [(a, k == "t" and a is not None) for a, k in zip(s.arguments, OPERATORS[s.op].kinds, strict=True)]
 
 
 def _recapture(node: ir.Node, places: Mapping[ir.Value, ir.Value]) -> None:

@@ -241,7 +241,8 @@ class _Encoder:
         left, right = self.shape(x), self.shape(a)
         if not self.constant[a] or right is None or len(right) != 2 or left is None or len(left) < 2:
             return False
-        return self._put("matmul", [T(x), T(a)], node, (*left[:-1], right[1]))
+        none = self.add("zero_row", [T(a)], None, right[1:], self.out.dtypes[a], True)
+        return self._put("linear", [T(x), T(a), T(none)], node, (*left[:-1], right[1]))
 
     def _add(self, node: ir.Node, inputs: list[int]) -> bool:
         pair = self._pair(inputs)
@@ -319,9 +320,8 @@ class _Encoder:
         assert image is not None
         shape = _image_shape(window, image) or self._shape(node.outputs[0])
         if len(inputs) == 2:
-            return self._put("conv", [T(inputs[0]), T(inputs[1]), str(window)], node, shape)
-        bare = self.add("conv", [T(inputs[0]), T(inputs[1]), str(window)], None, shape, node.outputs[0].dtype, False)
-        return self._put("bias", [T(bare), T(inputs[2]), window.channel_axis], node, shape)
+            inputs.append(self.add("zero_outputs", [T(inputs[1])], None, (window.outputs,), self.out.dtypes[inputs[1]], True))
+        return self._put("conv", [*map(T, inputs), str(window)], node, shape)
 
     def _averagepool(self, node: ir.Node, inputs: list[int]) -> bool:
         window = _pool_window(node, self.shape(inputs[0]))
@@ -335,7 +335,7 @@ class _Encoder:
     # Sums
 
     def _regroup(self, node: ir.Node) -> None:
-        """Union a sum with its summands grouped by what they read, biases last: see the module docstring."""
+        """Union a sum with its summands grouped by what they read: see the module docstring."""
         output = node.outputs[0]
         if self._inner(output):
             return
@@ -345,14 +345,12 @@ class _Encoder:
         groups: dict[int, list[int]] = {}
         for i in summands:
             groups.setdefault(self._source(i), []).append(i)
-        ordered = [i for group in groups.values() for i in group]
-        if len(summands) < 3 or (len(groups) == len(summands)) or (ordered == summands and len(groups) == 1 and not biases):
+        if len(summands) < 3 or len(groups) == len(summands):
             return
         parts = [self._sum([f"(node {i})" for i in group]) for group in groups.values()]
-        total = self._sum(parts)
         for vector, axis in biases:
-            total = f"(bias {total} {vector} {axis})"
-        self.out.lines.append(f"(union (node {self.out.index[output]}) {total})")
+            parts[0] = f"(bias {parts[0]} {vector} {axis})"
+        self.out.lines.append(f"(union (node {self.out.index[output]}) {self._sum(parts)})")
 
     @staticmethod
     def _sum(parts: list[str]) -> str:
@@ -375,15 +373,19 @@ class _Encoder:
         if open_ and head == "add":
             for a in arguments:
                 self._summands(a.i, summands, biases, False)
-        elif open_ and head == "bias":
+        elif open_ and head == "bias" and self.terms[arguments[0].i][0] == "add" and (top or self._inner_term(arguments[0].i)):
             biases.append((arguments[1], arguments[2]))
             self._summands(arguments[0].i, summands, biases, False)
         else:
             summands.append(i)
 
+    def _inner_term(self, i: int) -> bool:
+        value = self.out.values[i]
+        return value is not None and self._inner(value)
+
     def _source(self, i: int) -> int:
         """What a summand is affine in: through products, convolutions, scales and biases by constants."""
-        while self.terms[i][0] in ("matmul", "conv", "scale", "scalar", "bias", "mean_pool") and not self.constant[i]:
+        while self.terms[i][0] in ("linear", "conv", "scale", "scalar", "bias", "mean_pool") and not self.constant[i]:
             i = self.terms[i][1][0].i
         return i
 

@@ -2,8 +2,8 @@
 
 A model becomes a term in a small language in which broadcasting is explicit, so that laws need no shape arithmetic:
 
-    matmul(x, A)        x[..., i] @ A[i, o]
-    conv(x, K, w)       convolution without bias, geometry ``w`` (``rewriter.window``)
+    linear(x, A, b)     x[..., i] @ A[i, o] + b[o]
+    conv(x, K, b, w)    convolution with bias b[o], geometry ``w`` (``rewriter.window``)
     add, mul            of two tensors of one shape
     scale(x, s, a)      x times the vector s along axis a        (axes count from the end: -1 is the last)
     bias(x, b, a)       x plus the vector b along axis a
@@ -12,6 +12,9 @@ A model becomes a term in a small language in which broadcasting is explicit, so
     cat(x, y, a)        concatenation of two tensors
     rest                operators on weights that laws introduce: see ``OPERATORS``
     op(signature, ...)  everything else: opaque, equal only to itself
+
+Linear maps carry their bias, zero where the model has none: affine maps are closed under sums, scales and composition, so each such
+step is one law with one result. With biases as sums of their own, the orders in which they can be added explode.
 
 Every operator has three readings: as a pattern in the e-graph (``Patterns``), as arrays (``Arrays``; any dtype, also exact
 fractions), and as ONNX nodes (``rewriter.decode``). A law is written once against ``Reading`` and is run by all of them.
@@ -45,8 +48,8 @@ class Operator:
 OPERATORS: dict[str, Operator] = {
     o.name: o
     for o in (
-        Operator("matmul", "tt"),
-        Operator("conv", "tts"),
+        Operator("linear", "ttt"),
+        Operator("conv", "ttts"),
         Operator("add", "tt"),
         Operator("mul", "tt"),
         Operator("scale", "tti"),
@@ -55,6 +58,7 @@ OPERATORS: dict[str, Operator] = {
         Operator("map", "st"),
         Operator("cat", "tti"),
         Operator("mean_pool", "ts"),
+        Operator("matmul", "tt", True),
         Operator("kernel_scale_inputs", "tts", True),
         Operator("kernel_sum_inputs", "tts", True),
         Operator("kernel_widen", "ts", True),
@@ -65,6 +69,7 @@ OPERATORS: dict[str, Operator] = {
         Operator("eye_like", "t", True),
         Operator("zero_like", "t", True),
         Operator("zero_row", "t", True),
+        Operator("zero_outputs", "t", True),
     )
 }
 EGG_SORT = {"t": "T", "i": "i64", "s": "String"}
@@ -200,6 +205,10 @@ class Arrays:
         return axis - by
 
     @staticmethod
+    def linear(x: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return Arrays.bias(x @ a, b, -1)
+
+    @staticmethod
     def matmul(x: np.ndarray, a: np.ndarray) -> np.ndarray:
         return x @ a
 
@@ -244,12 +253,13 @@ class Arrays:
         columns = _columns(x, window)  # [n, group, inputs/group * taps, positions]
         weight = k.reshape(window.group, window.outputs // window.group, -1)
         out = np.stack([np.stack([weight[g] @ image[g] for g in range(window.group)]) for image in columns])
-        return out.reshape(x.shape[0], window.outputs, *window.size(x.shape[2:]))
+        return Arrays.bias(out.reshape(x.shape[0], window.outputs, *window.size(x.shape[2:])), b, window.channel_axis)
 
     @staticmethod
     def mean_pool(x: np.ndarray, w: str) -> np.ndarray:
         """Mean over the window's taps, padding counted as zeros (``count_include_pad``)."""
-        return Arrays.conv(x, Arrays.kernel_mean(w, like=x), w)
+        kernel = Arrays.kernel_mean(w, like=x)
+        return Arrays.conv(x, kernel, Arrays.zero_outputs(kernel), w)
 
     @staticmethod
     def kernel_scale_inputs(k: np.ndarray, s: np.ndarray, w: str) -> np.ndarray:
@@ -326,6 +336,11 @@ class Arrays:
     @staticmethod
     def zero_like(a: np.ndarray) -> np.ndarray:
         return a * 0
+
+    @staticmethod
+    def zero_outputs(k: np.ndarray) -> np.ndarray:
+        """[outputs] zeros for a kernel."""
+        return k.reshape(k.shape[0], -1)[:, 0] * 0
 
     @staticmethod
     def zero_row(a: np.ndarray) -> np.ndarray:

@@ -34,14 +34,21 @@ def sum_with_zero(op: Reading, x: Term, y: Term) -> tuple[Term, Term]:
     return op.add(x, y), x
 
 
-@rule("u:nk x:ni A:ik", when="const(A)", given="zero(A)", cite="papers.md R14: finite x", sample=lambda draw: {"A": draw.zeros("ik")},
-      breaks_at={"u": [[1.0]], "x": [[1.0]], "A": [[2.0]]})  # fmt: skip
-def sum_with_zero_product(op: Reading, u: Term, x: Term, A: Term) -> tuple[Term, Term]:
-    """u + x·0 == u, for finite x"""
-    return op.add(u, op.matmul(x, A)), u
+@rule("u:nk x:ni A:ik b:k", when="const(A) const(b)", given="zero(A)", cite="papers.md R14: finite x",
+      sample=lambda draw: {"A": draw.zeros("ik")}, breaks_at={"u": [[1.0]], "x": [[1.0]], "A": [[2.0]], "b": [1.0]})  # fmt: skip
+def sum_with_zero_map(op: Reading, u: Term, x: Term, A: Term, b: Term) -> tuple[Term, Term]:
+    """u + (x·0 + b) == u + b, for finite x"""
+    return op.add(u, op.linear(x, A, b)), op.bias(u, b, -1)
 
 
 @rule("c:nm", weights=True, when="const(c)", cite="papers.md R14 (DoRA takes a bias away and puts it back)")
 def difference_with_itself(op: Reading, c: Term) -> tuple[Term, Term]:
     """c - c == 0"""
     return op.add(c, op.scalar(c, op.minus_one)), op.zero_like(c)
+
+
+@rule("c:nm d:nm", weights=True, when="const(c) const(d)", given="zero(d)", cite="papers.md R14", sample=lambda draw: {"d": draw.zeros("nm")},
+      breaks_at={"c": [[1.0]], "d": [[2.0]]})  # fmt: skip
+def weights_with_zero(op: Reading, c: Term, d: Term) -> tuple[Term, Term]:
+    """c + 0 == c"""
+    return op.add(c, d), c
