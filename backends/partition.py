@@ -61,6 +61,22 @@ def part_model(model: onnx.ModelProto, part: Part, values: Mapping[str, Any]) ->
     return whole
 
 
+def halves(part: Part) -> list[Part]:
+    """The first and the second half of a region's nodes, each a region of its own."""
+    middle = len(part.nodes) // 2
+    first, second = part.nodes[:middle], part.nodes[middle:]
+    made = [name for node in first for name in node.output if name]
+    read = _ordered(name for node in second for name in sorted(names_read(node)))
+    early = {name for node in first for name in names_read(node)}
+    late = {name for node in second for name in node.output}
+    return [
+        Part(part.taken, first, tuple(n for n in part.inputs if n in early),
+             tuple(n for n in made if n in read or n in part.outputs)),
+        Part(part.taken, second, tuple(n for n in read if n in part.inputs or n in made),
+             tuple(n for n in part.outputs if n in late)),
+    ]  # fmt: skip
+
+
 def type_of(value: Any) -> onnx.TypeProto:
     """The ONNX type of an array, or of a sequence of arrays."""
     if isinstance(value, list):

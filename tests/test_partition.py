@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from backends import onnxruntime
-from backends.partition import part_model, partition
+from backends.partition import halves, part_model, partition
 
 
 def model_of(nodes, inputs, outputs, initializers=(), domains=()):
@@ -127,6 +127,21 @@ def test_a_contrib_operator_and_a_function_go_to_the_runtime():
     model = model_of(nodes, [("x", FLOAT, [1, 3])], [("y", FLOAT, [1, 3])], domains=["com.microsoft", "rewriter"])
     model.functions.append(function)
     assert [p.taken for p in check(model, lambda node: node.domain == "", X)] == [True, False, True]
+
+
+def test_halves_are_regions_too():
+    names = ["x", *(f"v{i}" for i in range(7))]
+    nodes = [helper.make_node("Relu", [a], [b]) for a, b in itertools.pairwise(names)]
+    nodes.append(helper.make_node("Add", ["v1", "v6"], ["y"]))
+    model = model_of(nodes, [("x", FLOAT, [1, 3])], [("v2", FLOAT, [1, 3]), ("y", FLOAT, [1, 3])])
+    [part] = partition(model, kinds("Relu", "Add"))
+    pair = halves(part)
+    assert [len(p.nodes) for p in pair] == [4, 4]
+    assert pair[0].outputs == ("v1", "v2", "v3")
+    assert set(pair[1].inputs) == {"v1", "v3"}
+    got = run_parts(model, [p for half in pair for p in halves(half)], {"x": X})
+    for g, w in zip(got, onnxruntime.build(model, threads=1)(X), strict=True):
+        np.testing.assert_array_equal(g, w)
 
 
 @pytest.mark.parametrize("seed", range(20))

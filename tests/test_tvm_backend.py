@@ -16,7 +16,7 @@ pytest.importorskip("tvm_ffi")
 
 import backends
 from backends import backend, onnxruntime
-from backends.tvm import regions, runtime
+from backends.tvm import operators, regions, runtime
 from rewriter import artefact
 from rewriter.errors import InvalidInput, InvalidModel, UnsupportedModel
 
@@ -184,6 +184,36 @@ def test_regions_that_differ_or_time_out_go_to_onnx_runtime(monkeypatch):
     hurried = backend("tvm").build(mixed(2), threads=1, seconds=0.0)
     assert any("time for compiling was spent" in note for note in hurried.notes)
     agree(hurried, numbers(2, 3, 8, seed=9), mixed(2))
+
+
+def test_a_failing_region_is_halved_until_the_rest_compiles(monkeypatch):
+    names = ["x", *(f"v{i}" for i in range(8))]
+    ops = ["Relu", "Neg", "Sigmoid", "Neg", "Tanh", "Relu", "Neg", "Exp"]
+    nodes = [helper.make_node(op, [names[i]], [names[i + 1]]) for i, op in enumerate(ops)]
+    ports = [helper.make_tensor_value_info(n, 1, [2, 3]) for n in ("x", "v7")]
+    graph = helper.make_graph(nodes, "g", ports[:1], ports[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    judge = regions._difference
+
+    def bad(proto, *rest):
+        return "Exp is wrong" if any(n.op_type == "Exp" for n in proto.graph.node) else judge(proto, *rest)
+
+    monkeypatch.setattr(regions, "_difference", bad)
+    program = backend("tvm").build(model, threads=1)
+    [running] = program._plans.values()
+    assert [step["kind"] for step in running._steps] == ["tvm", "onnxruntime"]
+    assert program.notes == ["4 nodes from Tanh 'v4' to Exp 'v7' run on ONNX Runtime: Exp is wrong"]
+    agree(program, numbers(2, 3), model)
+
+
+def test_what_the_importer_gets_wrong_is_not_given_to_it():
+    scales = {"two": np.float32([1, 1, 2, 2]), "odd": np.float32([1, 1, 1.5, 2.6])}
+    assert not operators.peculiar(helper.make_node("Resize", ["x", "", "two"], ["y"]), scales)
+    assert operators.peculiar(helper.make_node("Resize", ["x", "", "odd"], ["y"]), scales)
+    assert operators.peculiar(helper.make_node("MaxPool", ["x"], ["y"], auto_pad="SAME_LOWER"), {})
+    assert not operators.peculiar(helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[2, 2]), {})
+    assert operators.peculiar(helper.make_node("LRN", ["x"], ["y"], size=4), {})
+    assert operators.peculiar(helper.make_node("ConvTranspose", ["x", "w"], ["y"], output_shape=[3]), {})
 
 
 def test_differences_are_judged_by_the_float64_result():

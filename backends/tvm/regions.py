@@ -15,11 +15,12 @@ from onnx import numpy_helper
 
 from backends import onnxruntime, reference
 from backends.onnxruntime import LARGE, write_with_external_data
-from backends.partition import Part, part_model, partition, type_of
-from backends.tvm.operators import FIXED, refusal
+from backends.partition import Part, halves, part_model, partition, type_of
+from backends.tvm.operators import FIXED, peculiar, refusal
 from backends.worker import Worker
 from rewriter.errors import RewriterError
 
+HALVINGS = 4  # of a region that fails: one bad node should not cost the whole region
 LEAST = 3  # nodes: a smaller region does not pay for its border
 _KINDS = ("float32", "float64", "int8", "uint8", "int32", "int64", "bool")  # what is trusted across a region's border
 
@@ -59,17 +60,25 @@ def plan(
     results = {output.name for output in folded.graph.output}
     weights = {t.name: numpy_helper.to_array(t) for t in folded.graph.initializer if t.name in results}
     values: dict[str, Any] = {**weights, **inputs}
-    steps = []
-    for number, part in enumerate(partition(folded, _taker(folded), least=LEAST)):
+    steps: list[Step] = []
+    waiting = [(part, 0) for part in reversed(partition(folded, _taker(folded), least=LEAST))]
+    attempts = 0
+    while waiting:
+        part, depth = waiting.pop()
+        attempts += 1
         proto = part_model(folded, part, values)
         made, kind = _runtime_results(proto, part, values), "onnxruntime"
         if part.taken:
-            reason = _compiled(proto, part, values, made, folder, f"{number}", worker, threads, end - time.monotonic())
+            left = end - time.monotonic()
+            reason = _compiled(proto, part, values, made, folder, f"{attempts}", worker, threads, left)
             if reason is None:
                 kind = "tvm"
+            elif depth < HALVINGS and len(part.nodes) >= 2 * LEAST and end > time.monotonic():
+                waiting += [(half, depth + 1) for half in reversed(halves(part)) if half.outputs]
+                continue
             else:
                 notes.append(f"{_named(part)} run on ONNX Runtime: {reason}")
-        file = f"{number}.so" if kind == "tvm" else f"{number}.onnx"
+        file = f"{attempts}.so" if kind == "tvm" else f"{attempts}.onnx"
         if kind == "onnxruntime":
             _write(proto, folder / file)
         steps.append(Step(kind, file, part.inputs, part.outputs))
@@ -113,6 +122,7 @@ def _taker(model: onnx.ModelProto) -> Any:
     """Whether a node may go into a compiled region: its operator, its types, and that its shapes are known now."""
     known = {t.name for t in model.graph.initializer}
     known |= {name for node in model.graph.node if node.op_type == "Constant" for name in node.output}
+    small = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if len(t.dims) <= 1}
     kinds = {t.name: t.data_type for t in model.graph.initializer}
     # without types, only the operators decide, and the check of the region
     with contextlib.suppress(onnx.shape_inference.InferenceError, ValueError):
@@ -123,6 +133,8 @@ def _taker(model: onnx.ModelProto) -> Any:
 
     def takes(node: onnx.NodeProto) -> bool:
         if refusal(node.domain, node.op_type, len([o for o in node.output if o])) is not None:
+            return False
+        if peculiar(node, small):
             return False
         fixed = [node.input[i] for i in FIXED.get(node.op_type, ()) if i < len(node.input) and node.input[i]]
         touched = [kinds.get(name, 1) for name in (*node.input, *node.output) if name]
