@@ -6,14 +6,19 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from small_models import apply
 
 from backends import backend
+from backends.onnxruntime import OnnxRuntimeProgram
 from rewriter import artefact
 from rewriter.errors import InvalidModel, RewriterError
 
@@ -21,9 +26,9 @@ W = np.random.default_rng(0).normal(size=(4, 4)).astype("float32")
 X = np.ones((2, 4), "float32")
 
 
-def proto():
+def proto() -> onnx.ModelProto:
     graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        [apply("MatMul", ["x", "w"], ["y"])],
         "g",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])],
@@ -32,7 +37,7 @@ def proto():
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
-def contents(name="onnxruntime", weights=None):
+def contents(name: str = "onnxruntime", weights: onnx.ModelProto | None = None) -> artefact.Contents:
     return artefact.Contents(
         ir.from_proto(proto()),
         backend(name).build(proto(), threads=1),
@@ -47,7 +52,7 @@ def contents(name="onnxruntime", weights=None):
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "torch", "reference"])
-def test_round_trip(tmp_path, name):
+def test_round_trip(tmp_path: Path, name: str) -> None:
     artefact.write(tmp_path / "a", contents(name, weights=proto()))
     assert sorted(os.listdir(tmp_path)) == ["a"]
     assert sorted(os.listdir(tmp_path / "a")) == ["manifest.json", "model.onnx", "weights.onnx"]
@@ -57,7 +62,9 @@ def test_round_trip(tmp_path, name):
     assert (back.backend, back.inputs, back.outputs) == (name, given.inputs, given.outputs)
     assert (back.report, back.facts, back.shared) == (given.report, given.facts, given.shared)
     assert back.weights == proto()
-    np.testing.assert_array_equal(back.model.graph.initializers["w"].const_value.numpy(), W)
+    stored = back.model.graph.initializers["w"].const_value
+    assert stored is not None
+    np.testing.assert_array_equal(stored.numpy(), W)
     inputs, outputs = artefact.ports(tmp_path / "a")
     assert [(p.name, p.dtype, p.shape) for p in (*inputs, *outputs)] == [
         ("x", "float32", ("n", 4)),
@@ -65,7 +72,7 @@ def test_round_trip(tmp_path, name):
     ]
 
 
-def test_large_weights_lie_apart(tmp_path, monkeypatch):
+def test_large_weights_lie_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(artefact, "APART", 10)
     monkeypatch.setattr("onnx_ir.save_safetensors", _any_size(ir.save_safetensors))
     artefact.write(tmp_path / "a", contents())
@@ -75,11 +82,11 @@ def test_large_weights_lie_apart(tmp_path, monkeypatch):
     np.testing.assert_allclose(artefact.read(tmp_path / "a", threads=1).program(X)[0], X @ W, rtol=1e-5)
 
 
-def _any_size(save):
+def _any_size(save: Any) -> Any:
     return lambda model, path: save(model, path, size_threshold_bytes=0)
 
 
-def test_loading_needs_neither_torch_nor_egglog(tmp_path):
+def test_loading_needs_neither_torch_nor_egglog(tmp_path: Path) -> None:
     artefact.write(tmp_path / "a", contents())
     program = (
         "import sys, rewriter.compiled; from rewriter import artefact; import numpy as np\n"
@@ -97,7 +104,7 @@ def test_loading_needs_neither_torch_nor_egglog(tmp_path):
     assert abs(float(total) - (X @ W).sum()) < 1e-4
 
 
-def test_an_artefact_is_replaced_and_other_folders_are_not(tmp_path):
+def test_an_artefact_is_replaced_and_other_folders_are_not(tmp_path: Path) -> None:
     artefact.write(tmp_path / "a", contents())
     (tmp_path / "a" / "left over").write_text("")
     artefact.write(tmp_path / "a", contents("reference"))
@@ -115,17 +122,17 @@ def test_an_artefact_is_replaced_and_other_folders_are_not(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["a", "empty", "mine"]
 
 
-def test_a_failure_leaves_the_old_artefact_and_nothing_else(tmp_path):
+def test_a_failure_leaves_the_old_artefact_and_nothing_else(tmp_path: Path) -> None:
     artefact.write(tmp_path / "a", contents())
     before = (tmp_path / "a" / "manifest.json").read_bytes()
 
-    class Full(type(contents().program)):
-        def save(self, directory):
+    class Full(OnnxRuntimeProgram):
+        def save(self, directory: str | os.PathLike[str]) -> None:
             (Path(directory) / "part").write_text("half")
             raise OSError(28, "No space left on device")
 
     broken = contents()
-    broken.program.__class__ = Full
+    broken.program = Full.__new__(Full)
     with pytest.raises(RewriterError, match="No space left") as caught:
         artefact.write(tmp_path / "a", broken)
     assert "\n" not in str(caught.value)
@@ -135,18 +142,18 @@ def test_a_failure_leaves_the_old_artefact_and_nothing_else(tmp_path):
         artefact.write(tmp_path / "no" / "such" / "place", contents())
 
 
-def truncate(path):
+def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-7])
 
 
-def flip(path):
+def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
 
 
-def edit(**changes):
-    def change(path):
+def edit(**changes: Any) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
         manifest = json.loads(path.read_text())
         manifest.update(changes)
         path.write_text(json.dumps({k: v for k, v in manifest.items() if v is not None}))
@@ -167,7 +174,7 @@ def edit(**changes):
         ("manifest.json", edit(facts=None), "lacks 'facts'"),
     ],
 )
-def test_damage_is_named_in_one_line(tmp_path, name, damage, words):
+def test_damage_is_named_in_one_line(tmp_path: Path, name: str, damage: Callable[[Path], object], words: str) -> None:
     artefact.write(tmp_path / "a", contents())
     damage(tmp_path / "a" / name)
     with pytest.raises(InvalidModel, match=words) as caught:
@@ -175,12 +182,12 @@ def test_damage_is_named_in_one_line(tmp_path, name, damage, words):
     assert "\n" not in str(caught.value)
 
 
-def test_no_directory():
+def test_no_directory() -> None:
     with pytest.raises(InvalidModel, match="no such directory"):
         artefact.read("/no/such/artefact")
 
 
-def test_a_backend_that_cannot_run_here_is_replaced(tmp_path):
+def test_a_backend_that_cannot_run_here_is_replaced(tmp_path: Path) -> None:
     artefact.write(tmp_path / "a", contents())
     edit(backend="cerebras")(tmp_path / "a" / "manifest.json")
     back = artefact.read(tmp_path / "a", threads=1)

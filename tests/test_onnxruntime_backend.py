@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from small_models import apply, f32
 
 from backends import NAMES, backend
 from backends import onnxruntime as ort
@@ -15,10 +19,10 @@ from backends.program import Port
 from rewriter.errors import InvalidInput, InvalidModel, UnsupportedModel
 
 
-def scale(kind=TensorProto.FLOAT, factor=None):
-    factor = np.float32([2.0]) if factor is None else factor
+def scale(kind: int = TensorProto.FLOAT, factor: Any = None) -> onnx.ModelProto:
+    factor = f32([2.0]) if factor is None else factor
     graph = helper.make_graph(
-        [helper.make_node("Mul", ["x", "w"], ["y"])],
+        [apply("Mul", ["x", "w"], ["y"])],
         "g",
         [helper.make_tensor_value_info("x", kind, ["n", 2])],
         [helper.make_tensor_value_info("y", kind, ["n", 2])],
@@ -27,7 +31,7 @@ def scale(kind=TensorProto.FLOAT, factor=None):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
-def test_numpy_torch_and_views_go_in():
+def test_numpy_torch_and_views_go_in() -> None:
     program = ort.build(scale(), threads=1)
     assert program.inputs == (Port("x", "float32", ("n", 2)),)
     assert program.outputs == (Port("y", "float32", ("n", 2)),)
@@ -39,11 +43,11 @@ def test_numpy_torch_and_views_go_in():
     np.testing.assert_array_equal(program(x.T[:2].T)[0], 2 * x[:, :2])
 
 
-def test_half_types():
+def test_half_types() -> None:
     for name, kind in (("float16", TensorProto.FLOAT16), ("bfloat16", TensorProto.BFLOAT16)):
         dtype = np.dtype(getattr(ml_dtypes, name, name))
         graph = helper.make_graph(
-            [helper.make_node("Cast", ["x"], ["f"], to=1), helper.make_node("Cast", ["f"], ["y"], to=kind)],
+            [apply("Cast", ["x"], ["f"], to=1), apply("Cast", ["f"], ["y"], to=kind)],
             "g",
             [helper.make_tensor_value_info("x", kind, [3])],
             [helper.make_tensor_value_info("y", kind, [3])],
@@ -58,7 +62,7 @@ def test_half_types():
             np.testing.assert_array_equal(y, x)
 
 
-def test_large_models_go_by_file(monkeypatch, tmp_path):
+def test_large_models_go_by_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(ort, "LARGE", 1000)
     model = scale(factor=np.random.default_rng(0).normal(size=(1000, 2)).astype("float32"))
     before = model.SerializeToString()
@@ -73,7 +77,7 @@ def test_large_models_go_by_file(monkeypatch, tmp_path):
     np.testing.assert_array_equal(ort.restore(tmp_path)(x)[0], want)
 
 
-def test_results_outlive_the_program():
+def test_results_outlive_the_program() -> None:
     program = ort.build(scale(), threads=1)
     [y] = program(np.ones((1000, 2), "float32"))
     program(np.zeros((1000, 2), "float32"))
@@ -81,7 +85,7 @@ def test_results_outlive_the_program():
     assert (y == 2).all()
 
 
-def test_errors_are_one_line_and_typed(tmp_path):
+def test_errors_are_one_line_and_typed(tmp_path: Path) -> None:
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"this is no model")
     missing = onnx.ModelProto()
@@ -101,7 +105,7 @@ def test_errors_are_one_line_and_typed(tmp_path):
         ort.build(scale(), target="tpu")
 
 
-def test_backends_by_name():
+def test_backends_by_name() -> None:
     assert backend("onnxruntime") is ort
     for name in NAMES:  # tvm: its compiler is imported when something is built
         assert callable(backend(name).build)

@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
+from small_models import apply, f32, model_of
 
 from backends import onnxruntime
-from backends.partition import halves, part_model, partition
+from backends.partition import Part, halves, part_model, partition
 
 
-def model_of(nodes, inputs, outputs, initializers=(), domains=()):
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info(n, t, s) for n, t, s in inputs],
-        [helper.make_tensor_value_info(n, t, s) for n, t, s in outputs],
-        initializer=[numpy_helper.from_array(v, n) for n, v in initializers],
-    )
-    opsets = [helper.make_opsetid("", 20), *(helper.make_opsetid(d, 1) for d in domains)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
-
-
-def run_parts(model, parts, inputs):
+def run_parts(model: onnx.ModelProto, parts: list[Part], inputs: Any) -> list[Any]:
     """Every part as a model of its own, with nothing but what earlier parts and the caller gave."""
     values = dict(inputs)
     for part in parts:
@@ -36,7 +28,7 @@ def run_parts(model, parts, inputs):
     return [values[output.name] for output in model.graph.output]
 
 
-def check(model, takes, *arrays, least=1):
+def check(model: onnx.ModelProto, takes: Callable[[onnx.NodeProto], bool], *arrays: Any, least: int = 1) -> Any:
     names = [value.name for value in model.graph.input]
     parts = partition(model, takes, least=least)
     got = run_parts(model, parts, dict(zip(names, arrays, strict=True)))
@@ -48,51 +40,51 @@ def check(model, takes, *arrays, least=1):
     return parts
 
 
-def kinds(*ops):
+def kinds(*ops: str) -> Callable[[onnx.NodeProto], bool]:
     return lambda node: node.op_type in ops
 
 
 FLOAT = TensorProto.FLOAT
-X = np.float32([[1, -2, 3]])
+X = f32([[1, -2, 3]])
 
 
-def test_a_model_that_is_taken_whole_is_one_part():
-    nodes = [helper.make_node("Relu", ["x"], ["a"]), helper.make_node("Add", ["a", "w"], ["y"])]
+def test_a_model_that_is_taken_whole_is_one_part() -> None:
+    nodes = [apply("Relu", ["x"], ["a"]), apply("Add", ["a", "w"], ["y"])]
     model = model_of(nodes, [("x", FLOAT, [1, 3])], [("y", FLOAT, [1, 3])], [("w", X)])
     [part] = check(model, kinds("Relu", "Add"), X)
     assert (part.taken, part.inputs, part.outputs) == (True, ("x",), ("y",))
     assert [p.taken for p in check(model, kinds(), X)] == [False]
 
 
-def test_branches_share_regions():
+def test_branches_share_regions() -> None:
     """Two branches with the same kinds in the same order are two regions, not four."""
     nodes = []
     for side in "ab":
-        nodes += [helper.make_node("Relu", ["x"], [f"{side}1"]), helper.make_node("Tan", [f"{side}1"], [f"{side}2"])]
-    nodes.append(helper.make_node("Add", ["a2", "b2"], ["y"]))
+        nodes += [apply("Relu", ["x"], [f"{side}1"]), apply("Tan", [f"{side}1"], [f"{side}2"])]
+    nodes.append(apply("Add", ["a2", "b2"], ["y"]))
     model = model_of(nodes, [("x", FLOAT, [1, 3])], [("y", FLOAT, [1, 3])])
     assert [p.taken for p in check(model, kinds("Relu", "Add"), X)] == [True, False, True]
 
 
-def test_small_regions_are_left_to_the_others():
-    nodes = [helper.make_node(op, [a], [b]) for op, a, b in
+def test_small_regions_are_left_to_the_others() -> None:
+    nodes = [apply(op, [a], [b]) for op, a, b in
              (("Tan", "x", "a"), ("Relu", "a", "b"), ("Tan", "b", "c"), ("Relu", "c", "d"), ("Relu", "d", "y"))]  # fmt: skip
     model = model_of(nodes, [("x", FLOAT, [1, 3])], [("y", FLOAT, [1, 3])])
     assert [p.taken for p in check(model, kinds("Relu"), X, least=2)] == [False, True]
     assert [p.taken for p in check(model, kinds("Relu"), X, least=3)] == [False]
 
 
-def test_bodies_read_values_of_other_regions():
-    def branch(op, name):
-        body = [helper.make_node(op, ["r", "w"], [name])]
+def test_bodies_read_values_of_other_regions() -> None:
+    def branch(op: str, name: str) -> onnx.GraphProto:
+        body = [apply(op, ["r", "w"], [name])]
         return helper.make_graph(body, name, [], [helper.make_tensor_value_info(name, FLOAT, [1, 3])])
 
     nodes = [
-        helper.make_node("Relu", ["x"], ["r"]),
-        helper.make_node("ReduceSum", ["x"], ["s"], keepdims=0),
-        helper.make_node("Cast", ["s"], ["c"], to=TensorProto.BOOL),
-        helper.make_node("If", ["c"], ["i"], then_branch=branch("Add", "t"), else_branch=branch("Sub", "e")),
-        helper.make_node("Mul", ["i", "w"], ["y"]),
+        apply("Relu", ["x"], ["r"]),
+        apply("ReduceSum", ["x"], ["s"], keepdims=0),
+        apply("Cast", ["s"], ["c"], to=TensorProto.BOOL),
+        apply("If", ["c"], ["i"], then_branch=branch("Add", "t"), else_branch=branch("Sub", "e")),
+        apply("Mul", ["i", "w"], ["y"]),
     ]
     model = model_of(nodes, [("x", FLOAT, [1, 3])], [("y", FLOAT, [1, 3])], [("w", X + 1)])
     parts = check(model, kinds("Relu", "ReduceSum", "Cast", "Mul"), X)
@@ -101,12 +93,12 @@ def test_bodies_read_values_of_other_regions():
     check(model, kinds("Relu", "ReduceSum", "Cast", "Mul"), np.zeros((1, 3), "float32"))
 
 
-def test_outputs_inside_a_region_and_sequences_across_a_border():
+def test_outputs_inside_a_region_and_sequences_across_a_border() -> None:
     nodes = [
-        helper.make_node("Relu", ["x"], ["a"]),
-        helper.make_node("SequenceConstruct", ["a", "x"], ["s"]),
-        helper.make_node("ConcatFromSequence", ["s"], ["b"], axis=0),
-        helper.make_node("Neg", ["b"], ["y"]),
+        apply("Relu", ["x"], ["a"]),
+        apply("SequenceConstruct", ["a", "x"], ["s"]),
+        apply("ConcatFromSequence", ["s"], ["b"], axis=0),
+        apply("Neg", ["b"], ["y"]),
     ]
     outputs = [("a", FLOAT, [1, 3]), ("y", FLOAT, [2, 3])]
     model = model_of(nodes, [("x", FLOAT, [1, 3])], outputs)
@@ -114,25 +106,25 @@ def test_outputs_inside_a_region_and_sequences_across_a_border():
     assert [p.taken for p in parts] == [True, False, True]
 
 
-def test_a_contrib_operator_and_a_function_go_to_the_runtime():
+def test_a_contrib_operator_and_a_function_go_to_the_runtime() -> None:
     function = helper.make_function(
-        "rewriter", "Twice", ["v"], ["t"], [helper.make_node("Add", ["v", "v"], ["t"])], [helper.make_opsetid("", 20)]
+        "rewriter", "Twice", ["v"], ["t"], [apply("Add", ["v", "v"], ["t"])], [helper.make_opsetid("", 20)]
     )
     nodes = [
-        helper.make_node("Relu", ["x"], ["a"]),
-        helper.make_node("QuickGelu", ["a"], ["b"], domain="com.microsoft"),
-        helper.make_node("Twice", ["b"], ["c"], domain="rewriter"),
-        helper.make_node("Neg", ["c"], ["y"]),
+        apply("Relu", ["x"], ["a"]),
+        apply("QuickGelu", ["a"], ["b"], domain="com.microsoft"),
+        apply("Twice", ["b"], ["c"], domain="rewriter"),
+        apply("Neg", ["c"], ["y"]),
     ]
     model = model_of(nodes, [("x", FLOAT, [1, 3])], [("y", FLOAT, [1, 3])], domains=["com.microsoft", "rewriter"])
     model.functions.append(function)
     assert [p.taken for p in check(model, lambda node: node.domain == "", X)] == [True, False, True]
 
 
-def test_halves_are_regions_too():
+def test_halves_are_regions_too() -> None:
     names = ["x", *(f"v{i}" for i in range(7))]
-    nodes = [helper.make_node("Relu", [a], [b]) for a, b in itertools.pairwise(names)]
-    nodes.append(helper.make_node("Add", ["v1", "v6"], ["y"]))
+    nodes = [apply("Relu", [a], [b]) for a, b in itertools.pairwise(names)]
+    nodes.append(apply("Add", ["v1", "v6"], ["y"]))
     model = model_of(nodes, [("x", FLOAT, [1, 3])], [("v2", FLOAT, [1, 3]), ("y", FLOAT, [1, 3])])
     [part] = partition(model, kinds("Relu", "Add"))
     pair = halves(part)
@@ -145,13 +137,13 @@ def test_halves_are_regions_too():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_random_graphs(seed):
+def test_random_graphs(seed: int) -> None:
     chance = random.Random(seed)
     names, nodes = ["x"], []
     for index in range(25):
         op = chance.choice(["Relu", "Tanh", "Add", "Sub"])
         read = [chance.choice(names[-6:]) for _ in range(2 if op in ("Add", "Sub") else 1)]
-        nodes.append(helper.make_node(op, read, [f"v{index}"]))
+        nodes.append(apply(op, read, [f"v{index}"]))
         names.append(f"v{index}")
     outputs = [(name, FLOAT, [1, 3]) for name in {chance.choice(names[1:]) for _ in range(3)} | {names[-1]}]
     model = model_of(nodes, [("x", FLOAT, [1, 3])], outputs)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
+from node_cases import node_cases, plain, same, same_kind, tolerance
 from onnx import TensorProto, helper, numpy_helper
+from small_models import apply, f32, model_of, numbers
 
 from backends import backend, reference
 from rewriter.errors import InvalidInput, InvalidModel, UnsupportedModel
-from tests.node_cases import node_cases, plain, same, same_kind, tolerance
 
 # in float64 no 32-bit pattern is left to reinterpret, a rounding tie may fall the other way, and onnx.reference's
 # FlexAttention compares types
@@ -17,7 +20,7 @@ NOT_FLOAT64 = ("test_bitcast_", "test_dynamicquantizelinear", "test_flexattentio
 
 
 @pytest.mark.parametrize("float64", [False, True])
-def test_the_standards_node_cases(float64):
+def test_the_standards_node_cases(float64: bool) -> None:
     wrong, right = [], 0
     for case in node_cases():
         if float64 and case.name.startswith(NOT_FLOAT64):
@@ -35,19 +38,7 @@ def test_the_standards_node_cases(float64):
     assert right > 1800
 
 
-def model_of(nodes, inputs, outputs, initializers=(), opset=20, functions=(), extra=()):
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info(n, t, s) for n, t, s in inputs],
-        [helper.make_tensor_value_info(n, t, s) for n, t, s in outputs],
-        initializer=[numpy_helper.from_array(v, n) for n, v in initializers],
-    )
-    opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(d, 1) for d in extra)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=10, functions=list(functions))
-
-
-def check(model, *inputs, atol=1e-5):
+def check(model: onnx.ModelProto, *inputs: Any, atol: float = 1e-5) -> Any:
     """Both precisions of the oracle against ONNX Runtime's unoptimised run."""
     want = backend("onnxruntime").build(model, threads=1, optimised=False)(*inputs)
     for float64 in (False, True):
@@ -58,10 +49,6 @@ def check(model, *inputs, atol=1e-5):
     return want
 
 
-def numbers(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype("float32")
-
-
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 
 
@@ -69,10 +56,10 @@ FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 @pytest.mark.parametrize(
     "options", [{}, {"strides": 2, "pads": 1}, {"dilations": 2}, {"auto_pad": "SAME_LOWER", "strides": 2}]
 )
-def test_convolutions(rank, group, options):
+def test_convolutions(rank: int, group: int, options: dict[str, Any]) -> None:
     given = {k: v if isinstance(v, str) else [v] * (2 * rank if k == "pads" else rank) for k, v in options.items()}
     x, w, b = numbers(2, 4, *range(7, 7 + rank)), numbers(8, 4 // group, *[3] * rank), numbers(8)
-    node = helper.make_node("Conv", ["x", "w", "b"], ["y"], group=group, **given)
+    node = apply("Conv", ["x", "w", "b"], ["y"], group=group, **given)
     check(model_of([node], [("x", FLOAT, x.shape)], [("y", FLOAT, None)], [("w", w), ("b", b)]), x, atol=1e-4)
 
 
@@ -80,29 +67,27 @@ def test_convolutions(rank, group, options):
 @pytest.mark.parametrize(
     "options", [{}, {"strides": 2, "pads": 1, "output_padding": 1}, {"dilations": 2}, {"strides": 3}, {"group": 2}]
 )
-def test_transposed_convolutions(rank, options):
+def test_transposed_convolutions(rank: int, options: dict[str, Any]) -> None:
     given = {k: v if k == "group" else [v] * (2 * rank if k == "pads" else rank) for k, v in options.items()}
     x, w = numbers(2, 4, *[5] * rank), numbers(4, 3, *[3] * rank)
-    node = helper.make_node("ConvTranspose", ["x", "w"], ["y"], **given)
+    node = apply("ConvTranspose", ["x", "w"], ["y"], **given)
     check(model_of([node], [("x", FLOAT, x.shape)], [("y", FLOAT, None)], [("w", w)]), x, atol=1e-4)
 
 
 @pytest.mark.parametrize("op", ["MaxPool", "AveragePool"])
 @pytest.mark.parametrize("ceil_mode", [0, 1])
 @pytest.mark.parametrize("size", [7, 8, 9])
-def test_pools_with_ceil_mode(op, ceil_mode, size):
+def test_pools_with_ceil_mode(op: str, ceil_mode: int, size: int) -> None:
     x = numbers(1, 2, size, size + 2)
     more = {"count_include_pad": 1} if op == "AveragePool" else {}
-    node = helper.make_node(
-        op, ["x"], ["y"], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 0, 1, 1], ceil_mode=ceil_mode, **more
-    )
+    node = apply(op, ["x"], ["y"], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 0, 1, 1], ceil_mode=ceil_mode, **more)
     check(model_of([node], [("x", FLOAT, x.shape)], [("y", FLOAT, None)]), x)
 
 
 @pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN"])
 @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
 @pytest.mark.parametrize("lengths", [None, [5, 2, 3]])
-def test_recurrent(op, direction, lengths):
+def test_recurrent(op: str, direction: str, lengths: list[int] | None) -> None:
     gates, two = {"LSTM": 4, "GRU": 3, "RNN": 1}[op], 2 if direction == "bidirectional" else 1
     x, h0 = numbers(5, 3, 4), numbers(two, 3, 6, seed=4)
     weights = [("w", numbers(two, gates * 6, 4, seed=1)), ("r", numbers(two, gates * 6, 6, seed=2)),
@@ -111,16 +96,16 @@ def test_recurrent(op, direction, lengths):
     names = ["x", "w", "r", "b", "len" if lengths else "", "h0"]
     outs = ["y", "h", "c"] if op == "LSTM" else ["y", "h"]
     more = {"linear_before_reset": 1} if op == "GRU" else {}
-    node = helper.make_node(op, names, outs, hidden_size=6, direction=direction, **more)
+    node = apply(op, names, outs, hidden_size=6, direction=direction, **more)
     check(model_of([node], [("x", FLOAT, x.shape)], [(o, FLOAT, None) for o in outs], weights), x)
 
 
-def test_loop_scans_captures_and_carries():
+def test_loop_scans_captures_and_carries() -> None:
     body = helper.make_graph(
         [
-            helper.make_node("Mul", ["v", "scale"], ["v2"]),  # scale belongs to the graph around
-            helper.make_node("Identity", ["go"], ["go2"]),
-            helper.make_node("Add", ["v2", "bias"], ["row"]),
+            apply("Mul", ["v", "scale"], ["v2"]),  # scale belongs to the graph around
+            apply("Identity", ["go"], ["go2"]),
+            apply("Add", ["v2", "bias"], ["row"]),
         ],
         "body",
         [helper.make_tensor_value_info(n, t, s) for n, t, s in (("i", INT64, []), ("go", BOOL, []), ("v", FLOAT, [2]))],
@@ -128,12 +113,12 @@ def test_loop_scans_captures_and_carries():
             helper.make_tensor_value_info(n, t, s)
             for n, t, s in (("go2", BOOL, []), ("v2", FLOAT, [2]), ("row", FLOAT, [2]))
         ],
-        initializer=[numpy_helper.from_array(np.float32([1, 2]), "bias")],
+        initializer=[numpy_helper.from_array(f32([1, 2]), "bias")],
     )
     nodes = [
-        helper.make_node("Exp", ["s"], ["scale"]),
-        helper.make_node("Loop", ["n", "", "x"], ["last", "rows"], body=body),
-        helper.make_node("Neg", ["scale"], ["after"]),
+        apply("Exp", ["s"], ["scale"]),
+        apply("Loop", ["n", "", "x"], ["last", "rows"], body=body),
+        apply("Neg", ["scale"], ["after"]),
     ]
     model = model_of(
         nodes,
@@ -145,15 +130,15 @@ def test_loop_scans_captures_and_carries():
         assert rows.shape == (count, 2)
 
 
-def test_if_and_nested_if_see_outer_values():
-    def branch(op, name):
+def test_if_and_nested_if_see_outer_values() -> None:
+    def branch(op: str, name: str) -> onnx.GraphProto:
         return helper.make_graph(
-            [helper.make_node(op, ["x", "y"], [name])], name, [], [helper.make_tensor_value_info(name, FLOAT, None)]
+            [apply(op, ["x", "y"], [name])], name, [], [helper.make_tensor_value_info(name, FLOAT, None)]
         )
 
-    inner = helper.make_node("If", ["c2"], ["inner"], then_branch=branch("Add", "a"), else_branch=branch("Sub", "b"))
+    inner = apply("If", ["c2"], ["inner"], then_branch=branch("Add", "a"), else_branch=branch("Sub", "b"))
     nested = helper.make_graph([inner], "n", [], [helper.make_tensor_value_info("inner", FLOAT, None)])
-    node = helper.make_node("If", ["c1"], ["z"], then_branch=nested, else_branch=branch("Mul", "m"))
+    node = apply("If", ["c1"], ["z"], then_branch=nested, else_branch=branch("Mul", "m"))
     model = model_of(
         [node], [("c1", BOOL, []), ("c2", BOOL, []), ("x", FLOAT, [3]), ("y", FLOAT, [3])], [("z", FLOAT, [3])]
     )
@@ -165,14 +150,14 @@ def test_if_and_nested_if_see_outer_values():
     assert not np.allclose(results[1], results[2])
 
 
-def test_scan_backwards_on_another_axis():
+def test_scan_backwards_on_another_axis() -> None:
     body = helper.make_graph(
-        [helper.make_node("Add", ["s", "r"], ["s2"]), helper.make_node("Identity", ["s2"], ["o"])],
+        [apply("Add", ["s", "r"], ["s2"]), apply("Identity", ["s2"], ["o"])],
         "body",
         [helper.make_tensor_value_info(n, FLOAT, [2]) for n in ("s", "r")],
         [helper.make_tensor_value_info(n, FLOAT, [2]) for n in ("s2", "o")],
     )
-    node = helper.make_node(
+    node = apply(
         "Scan", ["s0", "x"], ["last", "all"], body=body, num_scan_inputs=1,
         scan_input_axes=[1], scan_input_directions=[1], scan_output_axes=[1],
     )  # fmt: skip
@@ -180,35 +165,35 @@ def test_scan_backwards_on_another_axis():
     check(model, numbers(2), numbers(2, 5, seed=1))
 
 
-def test_local_functions_with_attributes():
+def test_local_functions_with_attributes() -> None:
     function = helper.make_function(
         "rewriter",
         "Leaky",
         ["x"],
         ["y"],
-        [helper.make_node("LeakyRelu", ["x"], ["t"]), helper.make_node("Neg", ["t"], ["y"])],
+        [apply("LeakyRelu", ["x"], ["t"]), apply("Neg", ["t"], ["y"])],
         [helper.make_opsetid("", 20)],
         attributes=["alpha"],
     )
     linked = onnx.AttributeProto(name="alpha", ref_attr_name="alpha", type=onnx.AttributeProto.FLOAT)
     function.node[0].attribute.append(linked)
-    nodes = [helper.make_node("Leaky", ["x"], ["m"], domain="rewriter", alpha=0.25),
-             helper.make_node("Leaky", ["m"], ["y"], domain="rewriter", alpha=0.5)]  # fmt: skip
-    model = model_of(nodes, [("x", FLOAT, [4])], [("y", FLOAT, [4])], functions=[function], extra=["rewriter"])
-    check(model, np.float32([-2, -1, 0, 3]))
+    nodes = [apply("Leaky", ["x"], ["m"], domain="rewriter", alpha=0.25),
+             apply("Leaky", ["m"], ["y"], domain="rewriter", alpha=0.5)]  # fmt: skip
+    model = model_of(nodes, [("x", FLOAT, [4])], [("y", FLOAT, [4])], functions=[function], domains=["rewriter"])
+    check(model, f32([-2, -1, 0, 3]))
 
 
-def test_float64_promotes_weights_constants_and_cast_targets():
-    third = helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(np.float32([1 / 3]), "c"))
+def test_float64_promotes_weights_constants_and_cast_targets() -> None:
+    third = apply("Constant", [], ["c"], value=numpy_helper.from_array(f32([1 / 3]), "c"))
     nodes = [
         third,
-        helper.make_node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16),
-        helper.make_node("Cast", ["c"], ["k"], to=TensorProto.FLOAT16),
-        helper.make_node("Mul", ["h", "k"], ["m"]),
-        helper.make_node("Cast", ["m"], ["y"], to=TensorProto.FLOAT),
+        apply("Cast", ["x"], ["h"], to=TensorProto.FLOAT16),
+        apply("Cast", ["c"], ["k"], to=TensorProto.FLOAT16),
+        apply("Mul", ["h", "k"], ["m"]),
+        apply("Cast", ["m"], ["y"], to=TensorProto.FLOAT),
     ]
     model = model_of(nodes, [("x", FLOAT, [1])], [("y", FLOAT, [1])])
-    x = np.float32([0.1])
+    x = f32([0.1])
     [y] = reference.build(model, float64=True)(x)
     assert y.dtype == np.float64
     assert y[0] == np.float64(x[0]) * np.float64(np.float32(1 / 3))
@@ -217,21 +202,21 @@ def test_float64_promotes_weights_constants_and_cast_targets():
     assert abs(narrow[0] - y[0]) > 1e-6
 
 
-def test_inputs_are_not_written_to_and_results_are_the_callers():
+def test_inputs_are_not_written_to_and_results_are_the_callers() -> None:
     weight = np.ones(3, "float32")
-    model = model_of([helper.make_node("Identity", ["w"], ["y"])], [], [("y", FLOAT, [3])], [("w", weight)])
+    model = model_of([apply("Identity", ["w"], ["y"])], [], [("y", FLOAT, [3])], [("w", weight)])
     program = reference.build(model)
     program()[0][:] = 5
     np.testing.assert_array_equal(program()[0], weight)
 
 
-def test_errors_are_one_line():
+def test_errors_are_one_line() -> None:
     unknown = model_of(
-        [helper.make_node("Nope", ["x"], ["y"], domain="d")], [("x", FLOAT, [1])], [("y", FLOAT, [1])], extra=["d"]
+        [apply("Nope", ["x"], ["y"], domain="d")], [("x", FLOAT, [1])], [("y", FLOAT, [1])], domains=["d"]
     )
     with pytest.raises(UnsupportedModel, match="d::Nope"):
         reference.build(unknown)(np.zeros(1, "float32"))
-    add = model_of([helper.make_node("Add", ["x", "x"], ["y"])], [("x", FLOAT, [2])], [("y", FLOAT, [2])])
+    add = model_of([apply("Add", ["x", "x"], ["y"])], [("x", FLOAT, [2])], [("y", FLOAT, [2])])
     with pytest.raises(InvalidInput, match="float64; the model takes float32"):
         reference.build(add)(np.zeros(2))
     with pytest.raises(InvalidInput, match="1 dim|2 dim"):
