@@ -22,6 +22,8 @@ def einsum_to_matmul(model: ir.Model) -> ir.Model:
     Left alone: three or more operands, `...`, a letter twice in one operand, dims that are not numbers where several
     letters must be joined into one.
     """
+    if model.opset_imports.get("", 0) < 13:  # axes were attributes
+        return model
     editor = Editor(model)
     for node in nodes(model):
         plan = _plan(node) if is_op(node, "Einsum") else None

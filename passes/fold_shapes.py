@@ -58,7 +58,7 @@ def _fold(model: ir.Model) -> bool:
             if array is not None and _is_seed(value, array):
                 facts[value] = array
     editor = Editor(model)
-    _learn(model.graph, facts)
+    _learn(model.graph, facts, model.opset_imports.get("", OPSET))
     return _use(model, facts, editor)
 
 
@@ -69,19 +69,20 @@ def _is_seed(value: ir.Value, array: Array) -> bool:
     return LITERAL in value.meta and array.dtype.kind == "f" and array.size <= _MOST_LITERALS
 
 
-def _learn(graph: ir.Graph, facts: Facts) -> None:
+def _learn(graph: ir.Graph, facts: Facts, opset: int) -> None:
     """What each node of the graph computes, then of its subgraphs: they may read outer values."""
     for node in graph:
         if node.domain == "" and len(node.outputs) >= 1:
+            node.version = opset  # the evaluator is asked for one node at a time
             fact = _evaluate(node, facts)
             if fact is not None:
                 facts[node.outputs[0]] = fact
         for attribute in node.attributes.values():
             if attribute.type == ir.AttributeType.GRAPH:
-                _learn(attribute.as_graph(), facts)
+                _learn(attribute.as_graph(), facts, opset)
             elif attribute.type == ir.AttributeType.GRAPHS:
                 for inner in attribute.as_graphs():
-                    _learn(inner, facts)
+                    _learn(inner, facts, opset)
 
 
 def _use(model: ir.Model, facts: Facts, editor: Editor) -> bool:
@@ -101,6 +102,8 @@ def _use(model: ir.Model, facts: Facts, editor: Editor) -> bool:
             array = facts[value] if _known(facts[value]) else _target(node, index, facts[value])
             if array is None:
                 continue
+            if is_op(node, "Range") and array.size == 1:
+                array = array.reshape(())  # runtimes take [n] for n while its shape is unknown, and then no more
             node.replace_input_with(index, _literal(editor, array, value))
             producer = value.producer()
             assert producer is not None
@@ -226,7 +229,7 @@ def _size(node: ir.Node, inputs: list[Array | None]) -> int:
     arrays = [array for array in inputs if array is not None]
     try:
         return _SIZES.get(node.op_type, _largest)(arrays)
-    except (ValueError, IndexError, ZeroDivisionError, OverflowError):
+    except (ValueError, TypeError, IndexError, ZeroDivisionError, OverflowError):
         return MOST_NUMBERS + 1
 
 

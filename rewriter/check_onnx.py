@@ -14,7 +14,7 @@ import onnx
 
 from rewriter.errors import InvalidModel, UnsupportedModel
 
-OLDEST_OPSET = 9
+OLDEST_OPSET = 7
 # A model whose local functions call each other can be exponentially larger than its file.
 MOST_NODES = 1_000_000
 

@@ -24,20 +24,6 @@ _BODIES = {
             y = Mul (unit, scale)
         }
     """,
-    # y = softmax(q k^T * scale + mask) v over the last two axes; mask is added and broadcasts
-    "Attention": """
-        <domain: "rewriter", opset_import: ["" : 20]>
-        Attention <scale>(q, k, v, mask) => (y)
-        {
-            s = Constant <value_float: float = @scale> ()
-            kt = Einsum <equation: string = "...ij->...ji"> (k)
-            scores = MatMul (q, kt)
-            scaled = Mul (scores, s)
-            masked = Add (scaled, mask)
-            weights = Softmax <axis: int = -1> (masked)
-            y = MatMul (weights, v)
-        }
-    """,
 }
 
 

@@ -1,4 +1,4 @@
-"""Bring a model from ONNX opset 9..19 to opset 20, node by node and in subgraphs too.
+"""Bring a model from ONNX opset 7..19 to opset 20, node by node and in subgraphs too.
 
 The standard converter of the onnx package renames values and works on the outermost graph of a model that fits one
 protobuf message; this one edits in place. An operator whose interface did not change between the two opsets is left

@@ -19,6 +19,7 @@ from passes.inline_constants import inline_constants
 from passes.recognise_gelu import recognise_gelu
 from passes.recognise_layernorm import recognise_layernorm
 from passes.recognise_rmsnorm import recognise_rmsnorm
+from rewriter.read_onnx import read_onnx
 from rewriter.text import text
 
 Golden = Callable[[str], None]
@@ -207,6 +208,20 @@ def test_huge_results_are_not_computed(node: str) -> None:
     kind = "float[n]" if "ConstantOfShape" in node else "int64[n]"
     untouched(f"""main (float[2] x) => ({kind} y) <int64[1] size = {{{MOST_NUMBERS + 1}}}, int64 one = {{1}}, int64 zero = {{0}},
         int64[1] ones = {{1}}, int64 many = {{{MOST_NUMBERS + 1}}}, int64 step = {{1}}> {{ {node} }}""", fold_shapes)  # fmt: skip
+
+
+def test_an_old_operator_is_computed_by_its_own_opset() -> None:
+    """The Resize keeps this model at opset 10, where axes are attributes."""
+    before = parse("""main (float[1, 1, 4, 4] x, float[4] s, float[2, 3] z) => (float[a, b, c, d] y, int64[e] k)
+        <int64[2, 2] table = {1, 2, 3, 4}> {
+        y = Resize <mode: string = "nearest"> (x, s)
+        k = ReduceSum <axes: ints = [0], keepdims: int = 0> (table)
+    }""", opset=10)  # fmt: skip
+    after = fold_shapes(read_onnx(before))
+    assert after.opset_imports[""] == 10 and ops(after) == ["Identity", "Resize"]
+    source = after.graph[[node.op_type for node in after.graph].index("Identity")].inputs[0]
+    assert source is not None and source.const_value is not None
+    assert source.const_value.numpy().tolist() == [4, 6]
 
 
 def test_float_weights_stay_symbolic() -> None:

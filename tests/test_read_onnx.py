@@ -146,7 +146,7 @@ def test_bad_tensors() -> None:
 
 
 def test_opsets_out_of_range() -> None:
-    refused(parse(GOOD, opset=8), UnsupportedModel, "opset 8")
+    refused(parse(GOOD, opset=6), UnsupportedModel, "opset 6")
     refused(parse(GOOD, opset=900), UnsupportedModel, "opset 900")
     model = parse(GOOD)
     del model.opset_import[:]
@@ -327,6 +327,12 @@ def test_old_operators_in_branches_are_upgraded() -> None:
     for condition in (True, False):
         feed = {**feeds(before, 0), "c": np.array(condition)}
         np.testing.assert_array_equal(run(after, feed)[0], run(before, feed)[0])
+
+
+def test_a_failure_inside_the_standards_own_function_body_is_not_the_models() -> None:
+    """Type inference rejects the body that the standard gives MeanVarianceNormalization."""
+    body = "main (float[2, 3, 4, 5] x) => (float[a, b, c, d] y) { y = MeanVarianceNormalization(x) }"
+    assert [node.op_type for node in read(body, opset=13).graph] == ["MeanVarianceNormalization"]
 
 
 def test_what_cannot_be_upgraded_stays_at_its_opset() -> None:
