@@ -34,9 +34,15 @@ class Port:
 class Program(Protocol):
     """A built model. Calling it takes one array per graph input, in order (NumPy, or anything with DLPack on the CPU)."""
 
-    inputs: Sequence[Port]
-    outputs: Sequence[Port]
-    notes: list[str]  # what the user should know about how it was built: regions given away, and why
+    @property
+    def inputs(self) -> Sequence[Port]: ...
+
+    @property
+    def outputs(self) -> Sequence[Port]: ...
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know about how it was built: regions given away, and why."""
 
     def __call__(self, *inputs: Any) -> list[Any]: ...
 
