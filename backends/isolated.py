@@ -22,6 +22,7 @@ class Isolated:
 
     def __init__(self, *, threads: int | None = None, timeout: float = 300.0, memory: int | None = None) -> None:
         """``timeout`` bounds each model load and each run (seconds); ``memory`` the child's address space (bytes)."""
+        self._threads = threads
         self._worker = Worker("onnxruntime", threads=threads, timeout=timeout, memory=memory or _physical_memory())
 
     def start(self) -> None:
@@ -40,7 +41,8 @@ class Isolated:
         ``optimised=False`` switches the runtime's own graph optimiser off. Raises RuntimeRefused with the runtime's
         reason, CrashedError with the signal's name, TimedOut; after any of them the next call works again.
         """
-        names = self._worker.load("model", model, options={"optimised": optimised})["inputs"]
+        options = {"optimised": optimised, "threads": self._threads}
+        names = self._worker.load("model", model, options=options)["inputs"]
         try:
             return [self._run_once(names, feed) for feed in inputs]
         finally:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from small_models import apply, model_of
+from small_models import apply, model_of, numbers
 
 from backends.isolated import CrashedError, Isolated, RuntimeRefused, TimedOut
 
@@ -82,6 +82,16 @@ def test_a_path_with_external_data(child: Isolated, tmp_path: Path) -> None:
     x = np.ones((1, 64), "float32")
     [[z]] = child.run(path, [{"x": x}], optimised=True)
     np.testing.assert_allclose(z, x @ weight, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_too_large_for_the_pipe_goes_by_file(child: Isolated, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = numbers(64, 64)
+    product = model_of([apply("MatMul", ["x", "w"], ["z"])], [("x", 1, [1, 64])], [("z", 1, [1, 64])], [("w", weight)])
+    monkeypatch.setattr("backends.onnxruntime.LARGE", 1000)
+    x = np.ones((1, 64), "float32")
+    results = child.run(product, [{"x": x}, {"x": -x}], optimised=True)
+    np.testing.assert_allclose(results[0][0], x @ weight, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(results[1][0], -results[0][0])
 
 
 def test_every_kind_of_value_crosses_the_pipe(child: Isolated) -> None:
