@@ -13,7 +13,7 @@ from rewriter.decode import Selected, decode
 from rewriter.egraph import Frozen, Limits, Program, Saturator
 from rewriter.encode import Encoding, encode
 from rewriter.extract import Choice, Extraction, cheapest_weights, extract
-from rewriter.rule import Rule, condition_holds
+from rewriter.rule import Rule, condition_holds, text
 from rewriter.terms import FACTS, OPERATORS, TABLES
 
 PREFER_MODEL = 1e-3
@@ -136,20 +136,25 @@ def _reads(op: str, arguments: tuple[object, ...]) -> tuple[int, ...]:
 
 
 def _declined(frozen: Frozen, encoding: Encoding, rules: Sequence[Rule], in_solution: set[int]) -> list[Decline]:
-    """Places in the result where a law's left side stands and a condition that makes it true fails."""
+    """Places in the result where a law's left side stands, a condition that makes it true fails, and no sister law applies."""
     facts = {name: set(rows) for name, rows in frozen.facts.items()}
     names = {frozen.model[i]: v.name for i, v in reversed(list(enumerate(encoding.values))) if v is not None and v.name}
-    solved = {s for s in in_solution}
+    sisters: dict[str, list[Rule]] = {}
+    for rule in rules:
+        sisters.setdefault(text(rule.patterns()[0]), []).append(rule)
     found: dict[tuple[str, str], Decline] = {}
     for rule in rules:
         for row in frozen.near.get(rule.near_relation.removeprefix("near_"), ()):
             root, values = row[0], dict(zip(rule.free, row[1:], strict=True))
+            site = names.get(root, "")
             missing = [c for c in rule.given if not _derived(c, values, facts)]
-            site = names.get(root) or next((names[v] for v in row[1:] if isinstance(v, int) and v in names and v in solved), "")
-            if missing and site:
-                written = ", ".join(f"{n}({','.join(a)})" for n, a in missing)
-                name = f"{rule.theory}/{rule.name}"
-                found.setdefault((name, site), Decline(name, site, f"{rule.declines} ({written} does not hold)"))
+            if not missing or not site or root not in in_solution:
+                continue
+            if any(all(_derived(c, values, facts) for c in s.given) for s in sisters[text(rule.patterns()[0])]):
+                continue
+            written = ", ".join(f"{n}({','.join(a)})" for n, a in missing)
+            name = f"{rule.theory}/{rule.name}"
+            found.setdefault((name, site), Decline(name, site, f"{rule.declines} ({written} does not hold)"))
     return list(found.values())
 
 

@@ -56,7 +56,7 @@ def infer(op: str, arguments: Sequence[Any], sizes: Mapping[int, Sizes]) -> Size
         return None if x is None or y is None else (*x[:-1], *y[1:])
     if op in ("add", "mul"):
         return x or y
-    if op in ("scale", "bias", "scalar", "kernel_scale_inputs", "zero_like", "eye_like"):
+    if op in ("scale", "bias", "scalar", "shift", "kernel_scale_inputs", "zero_like", "eye_like"):
         return x
     if op == "map":
         return y

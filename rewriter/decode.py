@@ -196,6 +196,7 @@ EMIT: dict[str, Emitter] = {
     "scale": lambda w, x, s, axis: w.emit("Mul", x, _along(w, s, axis)),
     "bias": lambda w, x, b, axis: w.emit("Add", x, _along(w, b, axis)),
     "scalar": _scalar,
+    "shift": lambda w, x, c: w.emit("Add", x, c),
     "cat": lambda w, x, y, axis: w.emit("Concat", x, y, axis=axis),
     "conv": _conv,
     "mean_pool": _mean_pool,

@@ -248,9 +248,9 @@ class _Encoder:
         pair = self._pair(inputs)
         if pair:
             spread = self._spread(pair[1], pair[0])
-            if spread is None or spread[0] == "number":
+            if spread is None:
                 return False
-            self._put("bias", [T(pair[0]), spread[2], spread[1]], node, self.shape(pair[0]))
+            self._plus(node, pair[0], spread)
         elif self.shape(inputs[0]) is None or self.shape(inputs[0]) != self.shape(inputs[1]):
             return False
         else:
@@ -258,16 +258,20 @@ class _Encoder:
         self._regroup(node)
         return True
 
+    def _plus(self, node: ir.Node, x: int, spread: tuple[str, int, T]) -> None:
+        kind, axis, c = spread
+        self._put(*(("shift", [T(x), c]) if kind == "number" else ("bias", [T(x), c, axis])), node, self.shape(x))
+
     def _sub(self, node: ir.Node, inputs: list[int]) -> bool:
         x, y = inputs
         if self.constant[x]:
             return False
         if self.constant[y]:
             spread = self._spread(y, x)
-            if spread is None or spread[0] == "number":
+            if spread is None:
                 return False
             opposite = self.add("scalar", [spread[2], self.negated()], None, self.shape(spread[2].i), self.out.dtypes[y], True)
-            self._put("bias", [T(x), T(opposite), spread[1]], node, self.shape(x))
+            self._plus(node, x, (spread[0], spread[1], T(opposite)))
         elif self.shape(x) is None or self.shape(x) != self.shape(y):
             return False
         else:
@@ -385,7 +389,7 @@ class _Encoder:
 
     def _source(self, i: int) -> int:
         """What a summand is affine in: through products, convolutions, scales and biases by constants."""
-        while self.terms[i][0] in ("linear", "conv", "scale", "scalar", "bias", "mean_pool") and not self.constant[i]:
+        while self.terms[i][0] in ("linear", "conv", "scale", "scalar", "bias", "shift", "mean_pool") and not self.constant[i]:
             i = self.terms[i][1][0].i
         return i
 

@@ -8,6 +8,7 @@ A model becomes a term in a small language in which broadcasting is explicit, so
     scale(x, s, a)      x times the vector s along axis a        (axes count from the end: -1 is the last)
     bias(x, b, a)       x plus the vector b along axis a
     scalar(x, c)        x times the number c
+    shift(x, c)         x plus the number c
     map(f, x)           an element-wise function, named by its ONNX operator and attributes
     cat(x, y, a)        concatenation of two tensors
     rest                operators on weights that laws introduce: see ``OPERATORS``
@@ -55,6 +56,7 @@ OPERATORS: dict[str, Operator] = {
         Operator("scale", "tti"),
         Operator("bias", "tti"),
         Operator("scalar", "tt"),
+        Operator("shift", "tt"),
         Operator("map", "st"),
         Operator("cat", "tti"),
         Operator("mean_pool", "ts"),
@@ -235,6 +237,10 @@ class Arrays:
     @staticmethod
     def scalar(x: np.ndarray, c: np.ndarray) -> np.ndarray:
         return x * c.reshape(())[()]
+
+    @staticmethod
+    def shift(x: np.ndarray, c: np.ndarray) -> np.ndarray:
+        return x + c.reshape(())[()]
 
     @staticmethod
     def map(f: str, x: np.ndarray) -> np.ndarray:

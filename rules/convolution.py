@@ -188,3 +188,9 @@ def mean_pool_is_a_kernel(op: Reading, x: Term, w: Term, K: Term, b: Term, v: Te
     """conv(x, K, b) + mean_pool(x) == conv(x, K + mean, b): where a convolution can take it in"""
     kernel = op.add(op.kernel_widen(K, p), op.kernel_widen(op.kernel_mean(w), q))
     return op.add(op.conv(x, K, b, v), op.mean_pool(x, w)), op.conv(x, kernel, b, z)
+
+
+@rule("x:nihw K:oihw b:o w:window c:", when="const(K) const(b) const(c)", cite="papers.md R5", sample=_any)
+def shift_after_convolution(op: Reading, x: Term, K: Term, b: Term, w: Term, c: Term) -> tuple[Term, Term]:
+    """conv(x, K, b) + c == conv(x, K, b + c), c a number"""
+    return op.shift(op.conv(x, K, b, w), c), op.conv(x, K, op.shift(b, c), w)

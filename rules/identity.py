@@ -27,6 +27,13 @@ def bias_of_zero(op: Reading, x: Term, b: Term, a: Term) -> tuple[Term, Term]:
     return op.bias(x, b, a), x
 
 
+@rule("x:nij c:", given="zero(c)", cite="papers.md R14 (a sum that a program starts from 0)", sample=lambda draw: {"c": draw.zeros("")},
+      breaks_at={"x": [[[1.0]]], "c": 2.0})  # fmt: skip
+def shift_by_zero(op: Reading, x: Term, c: Term) -> tuple[Term, Term]:
+    """x + 0 == x"""
+    return op.shift(x, c), x
+
+
 @rule("x:nm y:nm", given="zero(y)", cite="papers.md R14", sample=lambda draw: {"y": draw.zeros("nm")},
       breaks_at={"x": [[1.0]], "y": [[2.0]]})  # fmt: skip
 def sum_with_zero(op: Reading, x: Term, y: Term) -> tuple[Term, Term]:

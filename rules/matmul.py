@@ -78,3 +78,9 @@ def bias_before_map(op: Reading, x: Term, c: Term, A: Term, b: Term) -> tuple[Te
 def bias_beside_map(op: Reading, x: Term, A: Term, b: Term, y: Term, c: Term) -> tuple[Term, Term]:
     """(x·A + b) + (y + c) == (x·A + (b + c)) + y"""
     return op.add(op.linear(x, A, b), op.bias(y, c, -1)), op.add(op.linear(x, A, op.add(b, c)), y)
+
+
+@rule("x:ni A:io b:o c:", when="const(A) const(b) const(c)", cite="papers.md R5")
+def shift_after_map(op: Reading, x: Term, A: Term, b: Term, c: Term) -> tuple[Term, Term]:
+    """(x·A + b) + c == x·A + (b + c), c a number"""
+    return op.shift(op.linear(x, A, b), c), op.linear(x, A, op.shift(b, c))

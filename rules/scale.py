@@ -52,3 +52,21 @@ def biases_add(op: Reading, x: Term, b: Term, c: Term, a: Term) -> tuple[Term, T
 def scaled_copies_add(op: Reading, x: Term, s: Term, t: Term, a: Term) -> tuple[Term, Term]:
     """x * s + x * t == x * (s + t)"""
     return op.add(op.scale(x, s, a), op.scale(x, t, a)), op.scale(x, op.add(s, t), a)
+
+
+@rule("x:nij c: d:", when="const(c) const(d)", cite="papers.md R5")
+def shifts_add(op: Reading, x: Term, c: Term, d: Term) -> tuple[Term, Term]:
+    """(x + c) + d == x + (c + d), numbers"""
+    return op.shift(op.shift(x, c), d), op.shift(x, op.add(c, d))
+
+
+@rule("x:nij b:i c: a:int", when="const(b) const(c)", cite="papers.md R5", sample=lambda draw: {"a": -2})
+def shift_into_bias(op: Reading, x: Term, b: Term, c: Term, a: Term) -> tuple[Term, Term]:
+    """(x + b) + c == x + (b + c), a vector and a number"""
+    return op.shift(op.bias(x, b, a), c), op.bias(x, op.shift(b, c), a)
+
+
+@rule("x:nij c: d:", when="const(c) const(d)", cite="papers.md R5")
+def number_over_shift(op: Reading, x: Term, c: Term, d: Term) -> tuple[Term, Term]:
+    """d (x + c) == d x + d c"""
+    return op.scalar(op.shift(x, c), d), op.shift(op.scalar(x, d), op.scalar(c, d))
