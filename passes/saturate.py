@@ -146,9 +146,10 @@ def _declined(frozen: Frozen, encoding: Encoding, rules: Sequence[Rule], in_solu
     for rule in rules:
         for row in frozen.near.get(rule.near_relation.removeprefix("near_"), ()):
             root, values = row[0], dict(zip(rule.free, row[1:], strict=True))
-            site = names.get(root, "")
             missing = [c for c in rule.given if not _derived(c, values, facts)]
-            if not missing or not site or root not in in_solution:
+            tensors = [v for v in row[1:] if isinstance(v, int)] if root not in names else [root]
+            site = next((names[t] for t in tensors if t in names), "")
+            if not missing or not site or not all(t in in_solution for t in tensors if t in names):
                 continue
             if any(all(_derived(c, values, facts) for c in s.given) for s in sisters[text(rule.patterns()[0])]):
                 continue

@@ -31,9 +31,16 @@ VALUES = """
 (rule ((= t (scalar a b)) (one a) (one b)) ((one t)) :ruleset analysis)
 """
 
-# Two tensors are siblings if each is an element-wise function of an affine map of one tensor, and they meet again in a sum: worth
+# A multiple of x: scaled, by a vector or a number. Two tensors are siblings if each is an element-wise function of an affine map of one tensor, and they meet again in a sum: worth
 # writing side by side.
 READING = """
+(rule ((= x (leaf i)) (live x)) ((other x)) :ruleset analysis)
+(rule ((= x (op s v)) (live x)) ((other x)) :ruleset analysis)
+(rule ((= x (map f y)) (live x)) ((other x)) :ruleset analysis)
+(rule ((= x (mul p q)) (live x)) ((other x)) :ruleset analysis)
+(rule ((= x (mean_pool y w)) (live x)) ((other x)) :ruleset analysis)
+(rule ((= y (scale x s a)) (live x)) ((multiple y x)) :ruleset analysis)
+(rule ((= y (scalar x c)) (live x)) ((multiple y x)) :ruleset analysis)
 (rule ((= u (linear x a b)) (live x)) ((reads u x)) :ruleset analysis)
 (rule ((= u (map f p)) (= v (map g q)) (reads p x) (reads q x) (= s (add l r)) (= l (linear u a b)) (= r (linear v c d)) (!= u v))
       ((siblings u v)) :ruleset analysis)

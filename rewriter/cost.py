@@ -115,7 +115,10 @@ def run_cost(op: str, cls: int, arguments: Sequence[Any], sizes: Mapping[int, Si
     if op == "leaf" or (op == "op" and str(arguments[0]).startswith("output ")):
         return 0.0
     moved = 4.0 * (math.prod(out) if out is not None else 0)
-    moved += sum(4.0 * math.prod(sizes[a]) for a in arguments if isinstance(a, int) and not isinstance(a, bool) and a in sizes and op not in ("cat",))
+    moved += sum(4.0 * math.prod(sizes[a]) for a in arguments if isinstance(a, int) and not isinstance(a, bool) and a in sizes)
+    if op == "cat":
+        # A law's concatenation that does not end in the weights breaks up what runtimes would fuse.
+        return 10 * prices.node + 2 * moved * prices.byte
     if op == "bias":
         # Written by the kernel that made its input, as a rule.
         return 0.5 * prices.node + 0.25 * moved * prices.byte

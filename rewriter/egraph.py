@@ -37,7 +37,7 @@ class Limits:
     """What a search may cost. Rounds and nodes stop it gracefully between rounds; seconds and memory end the process."""
 
     rounds: int = 24
-    nodes: int = 400_000
+    nodes: int = 200_000
     seconds: float = 120.0
     memory_mb: int = 8192
 
@@ -163,15 +163,19 @@ class _Session:
 
     def saturate(self, limits: dict[str, Any]) -> tuple[int, str, dict[str, int]]:
         matches: dict[str, int] = {}
-        started = time.monotonic()
+        started, before = time.monotonic(), self.size()
         for done in range(limits["rounds"]):
             report = self.run("(run-schedule (saturate (run analysis)) (run laws))")[0].report
             for name, n in report.num_matches_per_rule.items():
                 matches[name] = matches.get(name, 0) + n
             if not report.updated:
                 return done, "saturated", matches
-            if self.size() > limits["nodes"]:
+            size = self.size()
+            growth = size / max(before, 1)
+            # The next round may grow as this one did, and a round cannot be interrupted.
+            if size > limits["nodes"] or (growth > 3 and size * growth > limits["nodes"]):
                 return done + 1, "nodes", matches
+            before = size
             if time.monotonic() - started > limits["seconds"] / 2:
                 return done + 1, "seconds", matches
         return limits["rounds"], "rounds", matches

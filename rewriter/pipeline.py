@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -153,19 +153,25 @@ def _attempt(
     plain: ir.Model, rules: Sequence[Rule], limits: Limits, objective: str, saturator: Saturator, hints: Mapping[str, int]
 ) -> _Attempt:
     """Search every graph of a normalised model, subgraphs first, and write the result. A failed search leaves the model."""
-    model = plain.clone()
-    try:
-        search = Search()
-        _search_subgraphs(model.graph, rules, limits, objective, saturator, hints, search)
-        new, own = _search(model.graph, rules, limits, objective, saturator, hints)
-        search.add(own)
-        rewritten = _with_graph(model, new)
-        return _finished(rewritten, search, [])
-    except SearchFailed as failure:
-        reason = str(failure)
-    except Exception as failure:  # whatever goes wrong in a search is no reason to fail a compile
-        reason = f"{type(failure).__name__}: {failure}"
-    return _finished(plain.clone(), Search(stop="failed"), [f"the search failed and the model was kept: {' '.join(reason.split())}"])
+    reason = ""
+    for bounds in (limits, replace(limits, rounds=min(limits.rounds, FEW_ROUNDS))):
+        model = plain.clone()
+        try:
+            search = Search()
+            _search_subgraphs(model.graph, rules, bounds, objective, saturator, hints, search)
+            new, own = _search(model.graph, rules, bounds, objective, saturator, hints)
+            search.add(own)
+            return _finished(_with_graph(model, new), search, [reason] if reason else [])
+        except SearchFailed as failure:
+            reason = f"the search did not end and was cut short: {failure}"
+        except Exception as failure:  # whatever goes wrong in a search is no reason to fail a compile
+            reason = f"the search failed: {type(failure).__name__}: {' '.join(str(failure).split())}"
+            break
+    return _finished(plain.clone(), Search(stop="failed"), [f"{reason}; the model was kept"])
+
+
+FEW_ROUNDS = 4
+"""Rounds of a second try, after a search that ran out of time or memory."""
 
 
 def _finished(model: ir.Model, search: Search, notes: list[str]) -> _Attempt:

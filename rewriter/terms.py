@@ -107,8 +107,11 @@ FACTS: dict[str, Fact] = {
         Fact("live", "t"),
         Fact("zero", "t", _zero),
         Fact("one", "t", _one),
-        # u is an affine image of x: matmuls and convolutions by constants, scales, biases and sums of such.
+        # u is an affine map of x; y is x times a constant.
         Fact("reads", "tt"),
+        Fact("multiple", "tt"),
+        # Some node makes x that no law of linear maps looks into.
+        Fact("other", "t"),
         # u and v are functions of affine images of one tensor: worth writing side by side.
         Fact("siblings", "tt"),
     )

@@ -106,11 +106,11 @@ def bias_after_convolution(op: Reading, x: Term, K: Term, b: Term, w: Term, s: T
     return op.bias(op.conv(x, K, b, w), s, a), op.conv(x, K, op.add(b, s), w)
 
 
-@rule("x:nihw K:oihw b:o w:window y:nohw s:o a:int", when="const(K) const(b) const(s)", given="channels(w,a)", cite="papers.md R5",
+@rule("x:nihw K:oihw b:o w:window y:nohw s:o a:int", when="const(K) const(b) const(s) multiple(y,x)", given="channels(w,a)", cite="papers.md R5",
       sample=lambda draw: (v := _any(draw)) | {"y": draw.tensor((v["x"].shape[0], len(v["b"]), *Window.parse(v["w"]).size(v["x"].shape[2:])))},
       breaks_at={"x": IMAGE, "K": [[[[2.0]]]], "b": [0.0], "w": ONE, "y": IMAGE, "s": [1.0, 2.0], "a": -1})  # fmt: skip
 def bias_beside_convolution(op: Reading, x: Term, K: Term, b: Term, w: Term, y: Term, s: Term, a: Term) -> tuple[Term, Term]:
-    """conv(x, K, b) + (y + s) == conv(x, K, b + s) + y, s along the channels"""
+    """conv(x, K, b) + (y + s) == conv(x, K, b + s) + y, where y is a multiple of x and so will be taken in too"""
     return op.add(op.conv(x, K, b, w), op.bias(y, s, a)), op.add(op.conv(x, K, op.add(b, s), w), y)
 
 

@@ -74,9 +74,9 @@ def bias_before_map(op: Reading, x: Term, c: Term, A: Term, b: Term) -> tuple[Te
     return op.linear(op.bias(x, c, -1), A, b), op.linear(x, A, op.add(op.matmul(c, A), b))
 
 
-@rule("x:ni A:io b:o y:no c:o", when="const(A) const(b) const(c)", cite="papers.md R5")
+@rule("x:ni A:io b:o y:no c:o", when="const(A) const(b) const(c) multiple(y,x)", cite="papers.md R5")
 def bias_beside_map(op: Reading, x: Term, A: Term, b: Term, y: Term, c: Term) -> tuple[Term, Term]:
-    """(x·A + b) + (y + c) == (x·A + (b + c)) + y"""
+    """(x·A + b) + (y + c) == (x·A + (b + c)) + y, where y is a multiple of x and so will be taken in too"""
     return op.add(op.linear(x, A, b), op.bias(y, c, -1)), op.add(op.linear(x, A, op.add(b, c)), y)
 
 

@@ -42,9 +42,9 @@ def numbers_multiply(op: Reading, x: Term, c: Term, d: Term) -> tuple[Term, Term
     return op.scalar(op.scalar(x, c), d), op.scalar(x, op.scalar(c, d))
 
 
-@rule("x:nij b:i c:i a:int", when="const(b) const(c)", cite="papers.md R5", sample=lambda draw: {"a": -2})
+@rule("x:nij b:i c:i a:int", when="const(b) const(c) other(x)", cite="papers.md R5", sample=lambda draw: {"a": -2})
 def biases_add(op: Reading, x: Term, b: Term, c: Term, a: Term) -> tuple[Term, Term]:
-    """(x + b) + c == x + (b + c)"""
+    """(x + b) + c == x + (b + c), where x is no linear map (they take biases in by themselves)"""
     return op.bias(op.bias(x, b, a), c, a), op.bias(x, op.add(b, c), a)
 
 
