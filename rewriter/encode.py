@@ -158,7 +158,7 @@ class _Encoder:
             self.out.index[node.outputs[0]] = self.of(node.inputs[0])  # type: ignore[arg-type]
             return
         inputs = [self.of(v) for v in node.inputs if v is not None]
-        handler = getattr(self, f"_{node.op_type.lower()}", None) if node.domain == "" else None
+        handler = getattr(self, f"on_{node.op_type.lower()}", None) if node.domain == "" else None
         if is_op(node, *ELEMENTWISE) and len(inputs) == 1:
             handler = self._elementwise
         if handler and not all(self.constant[i] for i in inputs) and self._float(node) and handler(node, inputs):
@@ -236,7 +236,7 @@ class _Encoder:
         self.add(head, arguments, node.outputs[0], shape, node.outputs[0].dtype, False)
         return True
 
-    def _matmul(self, node: ir.Node, inputs: list[int]) -> bool:
+    def on_matmul(self, node: ir.Node, inputs: list[int]) -> bool:
         x, a = inputs
         left, right = self.shape(x), self.shape(a)
         if not self.constant[a] or right is None or len(right) != 2 or left is None or len(left) < 2:
@@ -244,7 +244,7 @@ class _Encoder:
         none = self.add("zero_row", [T(a)], None, right[1:], self.out.dtypes[a], True)
         return self._put("linear", [T(x), T(a), T(none)], node, (*left[:-1], right[1]))
 
-    def _add(self, node: ir.Node, inputs: list[int]) -> bool:
+    def on_add(self, node: ir.Node, inputs: list[int]) -> bool:
         pair = self._pair(inputs)
         if pair:
             spread = self._spread(pair[1], pair[0])
@@ -262,7 +262,7 @@ class _Encoder:
         kind, axis, c = spread
         self._put(*(("shift", [T(x), c]) if kind == "number" else ("bias", [T(x), c, axis])), node, self.shape(x))
 
-    def _sub(self, node: ir.Node, inputs: list[int]) -> bool:
+    def on_sub(self, node: ir.Node, inputs: list[int]) -> bool:
         x, y = inputs
         if self.constant[x]:
             return False
@@ -280,7 +280,7 @@ class _Encoder:
         self._regroup(node)
         return True
 
-    def _mul(self, node: ir.Node, inputs: list[int]) -> bool:
+    def on_mul(self, node: ir.Node, inputs: list[int]) -> bool:
         pair = self._pair(inputs)
         if pair:
             return self._times(node, pair[0], self._spread(pair[1], pair[0]))
@@ -288,7 +288,7 @@ class _Encoder:
             return False
         return self._put("mul", list(map(T, inputs)), node, self.shape(inputs[0]))
 
-    def _div(self, node: ir.Node, inputs: list[int]) -> bool:
+    def on_div(self, node: ir.Node, inputs: list[int]) -> bool:
         x, c = inputs
         if self.constant[x] or not self.constant[c]:
             return False
@@ -304,7 +304,16 @@ class _Encoder:
         kind, axis, c = spread
         return self._put(*(("scalar", [T(x), c]) if kind == "number" else ("scale", [T(x), c, axis])), node, self.shape(x))
 
-    def _neg(self, node: ir.Node, inputs: list[int]) -> bool:
+    def on_sum(self, node: ir.Node, inputs: list[int]) -> bool:
+        shape = self.shape(inputs[0])
+        if len(inputs) < 2 or shape is None or any(self.shape(i) != shape for i in inputs) or any(self.constant[i] for i in inputs):
+            return False
+        total = inputs[0]
+        for i in inputs[1:-1]:
+            total = self.add("add", [T(total), T(i)], None, shape, node.outputs[0].dtype, False)
+        return self._put("add", [T(total), T(inputs[-1])], node, shape)
+
+    def on_neg(self, node: ir.Node, inputs: list[int]) -> bool:
         return self._put("scalar", [T(inputs[0]), self.negated()], node, self.shape(inputs[0]))
 
     def _elementwise(self, node: ir.Node, inputs: list[int]) -> bool:
@@ -313,7 +322,7 @@ class _Encoder:
         self.out.maps[name] = emission
         return self._put("map", [name, T(inputs[0])], node, self.shape(inputs[0]) or self._shape(node.outputs[0]))
 
-    def _conv(self, node: ir.Node, inputs: list[int]) -> bool:
+    def on_conv(self, node: ir.Node, inputs: list[int]) -> bool:
         if not all(self.constant[i] for i in inputs[1:]):
             return False
         window = _window(node, self.shape(inputs[0]), self.shape(inputs[1]))
@@ -327,7 +336,7 @@ class _Encoder:
             inputs.append(self.add("zero_outputs", [T(inputs[1])], None, (window.outputs,), self.out.dtypes[inputs[1]], True))
         return self._put("conv", [*map(T, inputs), str(window)], node, shape)
 
-    def _averagepool(self, node: ir.Node, inputs: list[int]) -> bool:
+    def on_averagepool(self, node: ir.Node, inputs: list[int]) -> bool:
         window = _pool_window(node, self.shape(inputs[0]))
         if window is None:
             return False
@@ -420,7 +429,7 @@ def _signature(emission: Emission, suffix: str = "") -> str:
         inputs = ""
     else:
         inputs = "(" + ",".join("_" if i is None else "x" if isinstance(i, int) else _digest(i) for i in emission.inputs) + ")"
-    return f"{name}{{{attributes}}}{inputs}{':' + str(emission.outputs) if emission.outputs > 1 else ''}{emission.overload}{suffix}"
+    return f"{name}{{{attributes}}}{inputs or len(emission.inputs)}{':' + str(emission.outputs) if emission.outputs > 1 else ''}{emission.overload}{suffix}"
 
 
 def _attribute(a: ir.Attr) -> str:

@@ -181,10 +181,15 @@ def feeds(graph: ir.Graph, hints: Mapping[str, int], *, seed: int = 0) -> Iterat
         yield style, make
 
 
+def _is_batch(axis: int, rank: int) -> bool:
+    """Is an unknown dimension more likely a batch than a length? The first one is, and, but for images, all before the last."""
+    return rank > 1 and (axis == 0 or (rank < 4 and axis < rank - 1))
+
+
 def _array(v: ir.Value, domain: Domain, style: str, rng: np.random.Generator, hints: Mapping[str, int], batch: int, other: int) -> np.ndarray:
+    declared = dims(v) or ()
     shape = tuple(
-        d if isinstance(d, int) else hints.get(d or "", batch if i == 0 and len(v.shape or ()) > 1 else other)
-        for i, d in enumerate(dims(v) or ())
+        d if isinstance(d, int) and d >= 0 else hints.get(str(d), batch if _is_batch(i, len(declared)) else other) for i, d in enumerate(declared)
     )
     dtype = v.dtype.numpy() if v.dtype is not None else np.dtype(np.float32)
     if domain.values and dtype.kind in "iuf":
