@@ -204,6 +204,8 @@ def _compute(node: ir.Node, inputs: list[Array | None]) -> Array | None:
         return None
     array = np.asarray(results[0])
     expected = node.outputs[0].dtype
+    if array.dtype.kind not in "iub" and array.size > _MOST_SEEDS:
+        return None  # a weight, however it is written: it is folded later, or stays packed
     if array.size > MOST_NUMBERS or (expected is not None and array.dtype != expected.numpy()):
         return None
     return array

@@ -18,7 +18,8 @@ def gemm_to_matmul(model: ir.Model) -> ir.Model:
     """
     editor = Editor(model)
     for node in nodes(model):
-        if is_op(node, "Gemm"):
+        # Without the operands' ranks the two operators could not be written as one again.
+        if is_op(node, "Gemm") and all(dims(v) is not None for v in node.inputs if v is not None):
             _split(node, editor)
     return model
 
