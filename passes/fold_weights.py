@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from passes.inline_constants import LITERAL
 from rewriter.encode import RANDOM, subgraphs
 from rewriter.weights import LAW, WeightProgram
 
@@ -128,7 +129,7 @@ def _proto(model: ir.Model, nodes: Iterable[ir.Node], wanted: list[ir.Value]) ->
             seen.add(v)
             data = v.const_value
             assert data is not None
-            if "rewriter.literal" in v.metadata_props or v.meta.get("literal") or (data.dtype.is_integer() and data.size <= 64):
+            if v.meta.get(LITERAL) or data.size == 1 or (data.dtype.is_integer() and data.size <= 64):
                 proto.graph.initializer.append(ir.serde.serialize_tensor(data))
                 proto.graph.initializer[-1].name = v.name or ""
             else:

@@ -98,14 +98,12 @@ class Compiled:
         if self._weights is not None:
             if any(n not in state for n in self._weights.inputs):
                 raise missing(self._weights, list(state))
-            declared = {v.name: v for v in self._weights.proto.graph.input}
+            declared = self._weights.declared
 
             def weight(name: str) -> np.ndarray:
-                kind = declared[name].type.tensor_type
-                shape = tuple(d.dim_value for d in kind.shape.dim)
-                return _fitted(name, state[name], shape, np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)))
+                return _fitted(name, state[name], *declared[name])
 
-            fresh.update(self._weights.evaluate(weight))
+            fresh.update(self._weights.evaluate(weight, state))
         if not fresh:
             raise RewriterError(f"none of the {len(state)} weights given is one of this model: names are those of its state_dict or initialisers")
         return fresh

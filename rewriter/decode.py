@@ -52,7 +52,7 @@ class Writer:
         if key not in self._constants:
             tensor = ir.Tensor(array, name=self.name("constant"))
             value = ir.Value(name=tensor.name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
-            value.meta["literal"] = True
+            value.meta["rewriter.literal"] = True
             self.initializers[value.name or ""] = value
             self._constants[key] = value
         return self._constants[key]

@@ -15,17 +15,21 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+import backends
 from backends.isolated import Isolated
+from backends.measure import Candidate, Comparison, Timing
+from backends.program import Program
 from passes import normalise
 from passes.compose import compose
 from passes.drop_dead import drop_dead
 from passes.fold_weights import fold_weights
 from passes.saturate import Decline, Search, saturate
 from passes.share_weights import share_weights
+from rewriter.compiled import Compiled
 from rewriter.edit import dims, graphs
 from rewriter.egraph import Limits, Saturator, SearchFailed
 from rewriter.errors import BudgetError, InvalidInput, InvalidModel, RewriterError, VerificationFailed
-from rewriter.graph import summarise
+from rewriter.graph import summarise, weight_bytes
 from rewriter.infer_onnx import infer
 from rewriter.read_onnx import read_onnx
 from rewriter.report import Report
@@ -33,7 +37,7 @@ from rewriter.rule import Rule
 from rewriter.structure import Structure
 from rewriter.verify import SIZES, Case, Feed, Oracle, Verification, feeds
 from rewriter.weights import LAW, WeightProgram
-from rewriter.write_onnx import write_onnx
+from rewriter.write_onnx import ONE_FILE, write_onnx
 
 Step = Callable[[str], None]
 """Called with what begins now; for progress displays."""
@@ -110,6 +114,129 @@ def optimize(
         return _optimize(source, chosen, bounds, objective, saturator, bench, watch)
 
 
+def compile(
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    backend: str = "auto",
+    target: str = "cpu",
+    tune: int = 0,
+    threads: int | None = None,
+    rules: str | Iterable[Rule] = "exact",
+    disable: Sequence[str] = (),
+    objective: str = "latency",
+    constants: Mapping[str, Any] | None = None,
+    budget: Any = None,
+    calibration: Any = None,
+    metric: Any = None,
+    limits: Limits | Mapping[str, Any] | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    step: Step | None = None,
+) -> Compiled:
+    """``optimize``, and something that runs.
+
+    ``backend``: "onnxruntime", "tvm", "torch", "reference", or "auto": the model and the result are measured on ONNX Runtime in
+    alternating rounds, and the faster one is kept; with ``tune`` above 0, torch and TVM compete too (TVM's untuned kernels are 5 to
+    300 times slower than ONNX Runtime's and take seconds to build, so they are not tried unasked). ``threads``: of the backend; all
+    physical cores if None. Raises ``RewriterError``.
+    """
+    _check_options(objective, budget, calibration, metric)
+    _check_target(backend, target, tune)
+    chosen, bounds, watch = _rules(rules, disable), _limits(limits), _Watch(step)
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="rewriter-"))
+        saturator = stack.enter_context(Saturator())
+        bench = _Bench(stack.enter_context(Isolated()), folder)
+        race = stack.enter_context(_Race(backend, folder, threads, tune))
+        watch("reading")
+        source = _read(model, example_inputs, constants, input_shapes)
+        result = _optimize(source, chosen, bounds, objective, saturator, bench, watch)
+        watch("measuring")
+        winner = race.run(source, result)
+        watch("building")
+        program = _built(winner, result, folder, target, threads)
+        watch.end()
+    result.report.backend = winner
+    return Compiled(
+        result.ir_model, program, result.report, inputs=result.inputs, outputs=result.outputs, weights=result.weights,
+        facts=result.facts, shared=result.shared, threads=threads,
+    )  # fmt: skip
+
+
+def _built(name: str, result: Optimized, folder: str, target: str, threads: int | None) -> Program:
+    module = backends.backend(name)
+    options: dict[str, Any] = {"example_inputs": result.example} if name == "tvm" and result.example is not None else {}
+    if weight_bytes(result.ir_model) <= ONE_FILE:
+        program = module.build(result.model, target=target, threads=threads, **options)
+    else:
+        path = os.path.join(folder, "large.onnx")
+        write_onnx(result.ir_model, path)
+        program = module.build(path, target=target, threads=threads, **options)
+    result.report.notes += getattr(program, "notes", [])
+    return program  # type: ignore[no-any-return]
+
+
+SLOWER = 1.05
+"""How many times the model's own latency, median and minimum, a result must take before it is given up: below that is noise."""
+
+
+class _Race:
+    """Which graph on which backend is fastest. Processes start at once, so that their imports overlap reading and searching."""
+
+    def __init__(self, backend: str, folder: str, threads: int | None, tune: int) -> None:
+        self._backend, self._folder = backend, folder
+        names = ["onnxruntime"] if backend in ("auto", "onnxruntime") else []
+        names += ["torch", "tvm"] if backend == "auto" and tune > 0 else []
+        self._files = {f"{n} after": (n, "after.onnx") for n in names} | ({"onnxruntime before": ("onnxruntime", "before.onnx")} if names else {})
+        candidates = {key: Candidate(n, os.path.join(folder, file)) for key, (n, file) in self._files.items()}
+        self._comparison = Comparison(candidates, threads=threads) if candidates else None
+
+    def run(self, source: _Source, result: Optimized) -> str:
+        """The backend to use. Replaces the result by the model where that is faster, and writes latencies into the report."""
+        fixed = "onnxruntime" if self._backend == "auto" else self._backend
+        if self._comparison is None:
+            return fixed
+        if result.example is None:
+            result.report.notes.append("nothing was measured: the model could not be run on made-up inputs; give example_inputs")
+            return fixed
+        write_onnx(source.model, os.path.join(self._folder, "before.onnx"))
+        write_onnx(result.ir_model, os.path.join(self._folder, "after.onnx"))
+        timings = self._comparison.run(result.example, rounds=6, seconds=0.8)
+        before = timings["onnxruntime before"]
+        report = result.report
+        report.latency = {
+            n: {"before_ms": round(before.median_ms, 4), "after_ms": round(timings[key].median_ms, 4)}
+            for key, (n, file) in self._files.items()
+            if file == "after.onnx" and timings[key].failure is None and before.failure is None
+        }
+        ours = timings["onnxruntime after"]
+        if ours.failure is not None and before.failure is not None:
+            return fixed
+        if ours.failure is not None or (ours.median_ms > SLOWER * before.median_ms and ours.min_ms > SLOWER * before.min_ms):
+            self._keep_model(source, result, ours, before)
+        afters = {n: timings[key].median_ms for key, (n, file) in self._files.items() if file == "after.onnx"}
+        best = min(afters, key=lambda n: afters[n])
+        return best if afters[best] < 0.97 * afters["onnxruntime"] else "onnxruntime"
+
+    def _keep_model(self, source: _Source, result: Optimized, ours: Timing, before: Timing) -> None:
+        report = result.report
+        why = ours.failure or f"it took {ours.median_ms:.3g} ms where the model takes {before.median_ms:.3g}"
+        report.notes.append(f"the rewritten graph was not kept: {why}")
+        report.declined += [
+            {"rule": r["rule"], "site": "the whole model", "reason": f"slower when measured: {why}"} for r in report.rewrites
+        ]
+        report.rewrites, report.after = [], report.before
+        report.latency = {"onnxruntime": {"before_ms": round(before.median_ms, 4), "after_ms": round(before.median_ms, 4)}}
+        result.ir_model, result.weights, result.facts, result.shared = source.model, None, {}, {}
+
+    def __enter__(self) -> _Race:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._comparison is not None:
+            self._comparison.close()
+
+
 @dataclass
 class _Attempt:
     """One candidate result."""
@@ -146,7 +273,10 @@ def _optimize(
         {"nodes": s.nodes, "classes": s.classes, "rounds": s.rounds, "seconds": round(s.seconds, 3), "stop": s.stop},
         {"method": s.method, "seconds": round(s.extraction_seconds, 3), "gap": s.gap}, None, attempt.notes, None, watch.seconds,
     )  # fmt: skip
-    return Optimized(attempt.model, report, source.inputs, source.outputs, attempt.weights, s.value_facts, shared, source.example)
+    example = source.example
+    if example is None and oracle.cases:
+        example = [oracle.cases[0].feed[v.name or ""] for v in source.model.graph.inputs]
+    return Optimized(attempt.model, report, source.inputs, source.outputs, attempt.weights, s.value_facts, shared, example)
 
 
 def _attempt(
@@ -443,6 +573,15 @@ def _check_options(objective: str, budget: Any, calibration: Any, metric: Any) -
         raise BudgetError("approximate rewrites (budget=, metric=) are not in this version: leave them out for the exact result")
     if calibration is not None:
         raise BudgetError("calibration= is used with budget=, and approximate rewrites are not in this version: leave it out")
+
+
+def _check_target(backend: str, target: str, tune: int) -> None:
+    if backend not in ("auto", *backends.NAMES):
+        raise InvalidInput(f"no backend {backend!r}; there are 'auto', {', '.join(map(repr, backends.NAMES))}")
+    if target != "cpu":
+        raise InvalidInput(f"no target {target!r}; there is 'cpu'")
+    if not isinstance(tune, int) or tune < 0:
+        raise InvalidInput(f"tune={tune!r} is not a number of trials: give 0 or more")
 
 
 def _rewrites(search: Search, rules: Sequence[Rule], verification: Verification) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ runtime would; what laws introduced is computed in float64 and rounded once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,8 +41,21 @@ class WeightProgram:
     def outputs(self) -> list[str]:
         return [v.name for v in self.proto.graph.output]
 
-    def evaluate(self, weight: Lookup) -> Iterator[tuple[str, Array]]:
-        """Each folded weight in turn, one at a time, in the type that the program declares. ``weight``: an original by its name."""
+    @property
+    def declared(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        """(shape, dtype) of every original weight and number that the program reads."""
+        known = {t.name: (tuple(t.dims), np.dtype(helper.tensor_dtype_to_np_dtype(t.data_type))) for t in self.proto.graph.initializer}
+        for v in self.proto.graph.input:
+            kind = v.type.tensor_type
+            known[v.name] = (tuple(d.dim_value for d in kind.shape.dim), np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type)))
+        return known
+
+    def evaluate(self, weight: Lookup, given: Container[str] = ()) -> Iterator[tuple[str, Array]]:
+        """Each folded weight in turn, one at a time, in the type that the program declares. ``weight``: an original by its name.
+
+        Numbers are part of the program; those in ``given`` are looked up like weights.
+        """
+        self._literal = {t.name for t in self.proto.graph.initializer if t.name not in given}
         for output in self.proto.graph.output:
             wanted = helper.tensor_dtype_to_np_dtype(output.type.tensor_type.elem_type)
             yield output.name, np.asarray(self._one(output.name, weight)).astype(wanted, copy=False)
@@ -65,8 +78,8 @@ class WeightProgram:
     def _run(self, nodes: Sequence[onnx.NodeProto], name: str, weight: Lookup, known: dict[str, Array], float64: bool) -> Array:
         made = {o for n in nodes for o in n.output}
         reads = list(dict.fromkeys(i for n in nodes for i in n.input if i and i not in made))
-        literals = [t for t in self.proto.graph.initializer if t.name in reads and t.name not in known]
-        arrays = {r: known[r] if r in known else weight(r) for r in reads if r in known or r not in self._literal}
+        literals = [t for t in self.proto.graph.initializer if t.name in reads and t.name in self._literal]
+        arrays = {r: known[r] if r in known else weight(r) for r in reads if r not in self._literal}
         inputs = [helper.make_tensor_value_info(r, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for r, a in arrays.items()]
         output = onnx.ValueInfoProto(name=name)
         graph = helper.make_graph(list(nodes), "fold", inputs, [output], literals)
