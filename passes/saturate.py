@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
@@ -13,8 +13,8 @@ from rewriter.decode import Selected, decode
 from rewriter.egraph import Frozen, Limits, Program, Saturator
 from rewriter.encode import Encoding, encode
 from rewriter.extract import Choice, Extraction, cheapest_weights, extract
-from rewriter.rule import Rule, condition_holds, text
-from rewriter.terms import FACTS, OPERATORS, TABLES
+from rewriter.rule import Condition, Rule, text
+from rewriter.terms import FACTS, OPERATORS
 
 PREFER_MODEL = 1e-3
 """Microseconds by which a node of the model beats an equal one that a rule made: ties leave the model alone."""
@@ -146,12 +146,12 @@ def _declined(frozen: Frozen, encoding: Encoding, rules: Sequence[Rule], in_solu
     for rule in rules:
         for row in frozen.near.get(rule.near_relation.removeprefix("near_"), ()):
             root, values = row[0], dict(zip(rule.free, row[1:], strict=True))
-            missing = [c for c in rule.given if not _derived(c, values, facts)]
+            missing = _missing(rule, values, facts)
             tensors = [v for v in row[1:] if isinstance(v, int)] if root not in names else [root]
             site = next((names[t] for t in tensors if t in names), "")
             if not missing or not site or not all(t in in_solution for t in tensors if t in names):
                 continue
-            if any(all(_derived(c, values, facts) for c in s.given) for s in sisters[text(rule.patterns()[0])]):
+            if not all(_missing(sister, values, facts) for sister in sisters[text(rule.patterns()[0])]):
                 continue
             written = ", ".join(f"{n}({','.join(a)})" for n, a in missing)
             name = f"{rule.theory}/{rule.name}"
@@ -159,8 +159,8 @@ def _declined(frozen: Frozen, encoding: Encoding, rules: Sequence[Rule], in_solu
     return list(found.values())
 
 
-def _derived(condition: tuple[str, tuple[str, ...]], values: Mapping[str, object], facts: Mapping[str, set[tuple[object, ...]]]) -> bool:
-    name, arguments = condition
-    if name in FACTS and name not in TABLES:
-        return tuple(values[a] for a in arguments) in facts[name]
-    return condition_holds(condition, values)
+def _missing(rule: Rule, values: Mapping[str, object], facts: Mapping[str, set[tuple[object, ...]]]) -> list[Condition]:
+    """The conditions of a law that fail at a match: facts by what the e-graph derived, tables and attributes by what they are."""
+    abstract = replace(rule, given=tuple(c for c in rule.given if c[0] not in FACTS))
+    absent = [c for c in rule.given if c[0] in FACTS and tuple(values[a] for a in c[1]) not in facts[c[0]]]
+    return abstract.bind(values)[1] + absent

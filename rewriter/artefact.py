@@ -85,7 +85,7 @@ def load(directory: str | os.PathLike[str], threads: int | None = None) -> Compi
 def write(directory: str | os.PathLike[str], contents: Contents) -> None:
     """Write ``contents`` to ``directory``: into a folder beside it first, which then takes its name."""
     target = Path(os.path.abspath(directory))
-    _may_replace(target)
+    may_replace(target)
     folder = None
     try:
         folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
@@ -246,7 +246,7 @@ def _checksum(path: Path) -> int:
     return value
 
 
-def _may_replace(target: Path) -> None:
+def may_replace(target: Path) -> None:
     """Only an artefact, or nothing, is overwritten: a slip of the path must not delete a user's folder."""
     if target.exists() and not target.is_dir():
         raise RewriterError(f"{target} is a file: give the name of a folder for the artefact")

@@ -20,6 +20,8 @@ def write_onnx(model: ir.Model, path: str | os.PathLike[str]) -> None:
     target = Path(path)
     if target.is_dir():
         raise RewriterError(f"{target} is a folder: give the name of an ONNX file")
+    if target.exists() and not target.is_file():
+        raise RewriterError(f"{target} is a device or a pipe, which a file cannot take the place of: give the name of an ONNX file")
     try:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".rewriter-") as folder:
             whole = Path(folder, target.name)
