@@ -45,7 +45,8 @@ class Rule:
     @property
     def derived(self) -> tuple[str, ...]:
         """Variables that a table binds: absent from the left side."""
-        return tuple(v for name, values in self.given if name in TABLES for v in values[TABLES[name].inputs :])
+        seen = set(_variables(self.patterns()[0]))
+        return tuple(v for v in self.variables if v not in seen)
 
     @property
     def free(self) -> tuple[str, ...]:
@@ -58,21 +59,31 @@ class Rule:
     def patterns(self) -> tuple[Term, Term]:
         return self.sides(Patterns(), *self.variables)
 
+    def bind(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Condition]]:
+        """All variables, tables having bound the derived ones, and the ``given`` conditions that fail."""
+        bound, failing = dict(values), []
+        for condition in self.given:
+            name, arguments = condition
+            if name in TABLES and all(a in bound for a in arguments[: TABLES[name].inputs]):
+                outputs = TABLES[name].of(*(bound[a] for a in arguments[: TABLES[name].inputs]))
+                places = arguments[TABLES[name].inputs :]
+                if outputs is not None and all(bound.get(a, o) == o for a, o in zip(places, outputs, strict=True)):
+                    bound.update(zip(places, outputs, strict=True))
+                    continue
+                failing.append(condition)
+            elif name in TABLES or not condition_holds(condition, bound):
+                failing.append(condition)
+        return bound, failing
+
     def arrays(self, values: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Both sides evaluated. ``values`` binds the free variables; tables bind the others."""
-        bound = dict(values)
-        for name, arguments in self.given:
-            if name in TABLES:
-                table = TABLES[name]
-                outputs = table.of(*(bound[a] for a in arguments[: table.inputs]))
-                if outputs is None:
-                    outputs = tuple(bound.get(a) for a in arguments[table.inputs :])
-                bound.update(zip(arguments[table.inputs :], outputs, strict=True))
+        """Both sides evaluated at the free variables' values (and, where a table cannot bind them, the derived ones')."""
+        bound, _ = self.bind({n: v for n, v in values.items() if n in self.free})
+        bound = {**values, **bound}
         return self.sides(Arrays, *(bound[v] for v in self.variables))
 
     def holds_at(self, values: Mapping[str, Any]) -> bool:
         """Are all ``given`` conditions true of these arrays?"""
-        return all(condition_holds(c, values) for c in self.given)
+        return not self.bind({n: v for n, v in values.items() if n in self.free})[1]
 
     def compile(self, ruleset: str) -> str:
         """The rule as egglog text. Each node it builds is tagged with the rule's name, for provenance."""
@@ -149,13 +160,20 @@ def conditions(written: str) -> Iterator[Condition]:
 
 
 def condition_holds(condition: Condition, values: Mapping[str, Any]) -> bool:
+    """Of a fact: its meaning on arrays. Of ``same``: equality."""
     name, arguments = condition
     if name == "same":
         return bool(values[arguments[0]] == values[arguments[1]])
-    if name in TABLES:
-        return TABLES[name].of(*(values[a] for a in arguments[: TABLES[name].inputs])) is not None
     holds = FACTS[name].holds
     return holds is None or holds(*(values[a] for a in arguments))
+
+
+def _variables(term: Term) -> Iterator[str]:
+    if isinstance(term, tuple):
+        for t in term[1:]:
+            yield from _variables(t)
+    elif isinstance(term, str):
+        yield term
 
 
 def text(term: Term) -> str:

@@ -26,6 +26,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -239,11 +240,11 @@ class Arrays:
 
     @staticmethod
     def scalar(x: np.ndarray, c: np.ndarray) -> np.ndarray:
-        return x * c.reshape(())[()]
+        return x * np.asarray(c).reshape(())[()]
 
     @staticmethod
     def shift(x: np.ndarray, c: np.ndarray) -> np.ndarray:
-        return x + c.reshape(())[()]
+        return x + np.asarray(c).reshape(())[()]
 
     @staticmethod
     def map(f: str, x: np.ndarray) -> np.ndarray:
@@ -254,8 +255,8 @@ class Arrays:
         return np.concatenate([x, y], axis)
 
     @staticmethod
-    def conv(x: np.ndarray, k: np.ndarray, w: str) -> np.ndarray:
-        """x ``[n, inputs, *spatial]``, k of the window's shape -> ``[n, outputs, *spatial']``."""
+    def conv(x: np.ndarray, k: np.ndarray, b: np.ndarray, w: str) -> np.ndarray:
+        """x ``[n, inputs, *spatial]``, k of the window's shape, b ``[outputs]`` -> ``[n, outputs, *spatial']``."""
         window = Window.parse(w)
         if k.shape != window.shape:
             raise ValueError(f"kernel {k.shape} does not fit window {w}")
@@ -267,7 +268,7 @@ class Arrays:
     @staticmethod
     def mean_pool(x: np.ndarray, w: str) -> np.ndarray:
         """Mean over the window's taps, padding counted as zeros (``count_include_pad``)."""
-        kernel = Arrays.kernel_mean(w, like=x)
+        kernel = Arrays.kernel_mean(w)
         return Arrays.conv(x, kernel, Arrays.zero_outputs(kernel), w)
 
     @staticmethod
@@ -330,13 +331,10 @@ class Arrays:
         return np.ones(Window.parse(w).shape, dtype=np.int64)
 
     @staticmethod
-    def kernel_mean(w: str, like: np.ndarray | None = None) -> np.ndarray:
-        from fractions import Fraction
-
+    def kernel_mean(w: str) -> np.ndarray:
+        """Every tap 1 / taps, exactly (fractions)."""
         window = Window.parse(w)
-        taps = int(np.prod(window.kernel))
-        exact = like is not None and like.dtype == object
-        return np.full(window.shape, Fraction(1, taps) if exact else 1.0 / taps)
+        return np.full(window.shape, Fraction(1, int(np.prod(window.kernel))))
 
     @staticmethod
     def eye_like(a: np.ndarray) -> np.ndarray:
