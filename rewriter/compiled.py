@@ -56,9 +56,11 @@ class Compiled:
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         """Run the model. One dict by input name is also taken. Raises ``InvalidInput``."""
-        if len(arguments) == 1 and not named and isinstance(arguments[0], Mapping) and self._by_name(arguments[0]):
-            arguments, named = (), dict(arguments[0])
-        leaves = self._inputs.flatten(arguments, named)
+        first = arguments[0] if len(arguments) == 1 and not named else None
+        if isinstance(first, Mapping) and self._by_name(first):
+            leaves = self._inputs.flatten((), dict(first))
+        else:
+            leaves = self._inputs.flatten(arguments, named)
         results = self._program(*leaves)
         torch = sys.modules.get("torch")
         if torch is not None and any(isinstance(leaf, torch.Tensor) for leaf in leaves):

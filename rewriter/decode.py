@@ -348,7 +348,7 @@ def _recapture(node: ir.Node, places: Mapping[ir.Value, ir.Value]) -> None:
     for graph in subgraphs(node):
         for inner in graph:
             for i, value in enumerate(inner.inputs):
-                if value in places:
+                if value is not None and value in places:
                     inner.replace_input_with(i, places[value])
             _recapture(inner, places)
         for i, value in enumerate(graph.outputs):

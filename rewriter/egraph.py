@@ -189,12 +189,11 @@ class _Session:
                 nodes += self._nodes(name, functions[name], functions.get(f"tag_{name}"))
         model = {self._value(r.inputs[0], "i64"): _id(r.output) for r in functions["node"].rows}
         near = {n[5:]: f for n, f in functions.items() if n.startswith("near_")}
-        rows = lambda f: sorted(self._row(r.inputs, f.input_sorts) for r in f.rows)  # noqa: E731
         return {
             "nodes": nodes,
             "model": [model[i] for i in range(len(model))],
-            "facts": {n: rows(functions[n]) for n in FACTS},
-            "near": {n: rows(f) for n, f in near.items()},
+            "facts": {n: self._rows(functions[n]) for n in FACTS},
+            "near": {n: self._rows(f) for n, f in near.items()},
         }
 
     def _nodes(self, name: str, function: Any, tags: Any) -> list[Any]:
@@ -209,6 +208,9 @@ class _Session:
                 arguments = [arguments[0], *arguments[1]]
             out.append([name, _id(row.output), arguments, tagged.get(tuple(map(_id, row.inputs)), "")])
         return out
+
+    def _rows(self, function: Any) -> list[list[Any]]:
+        return sorted(self._row(r.inputs, function.input_sorts) for r in function.rows)
 
     def _row(self, values: Sequence[Any], sorts: Sequence[str]) -> list[Any]:
         return [self._value(v, s) for v, s in zip(values, sorts, strict=True)]

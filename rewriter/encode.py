@@ -260,7 +260,8 @@ class _Encoder:
 
     def _plus(self, node: ir.Node, x: int, spread: tuple[str, int, T]) -> None:
         kind, axis, c = spread
-        self._put(*(("shift", [T(x), c]) if kind == "number" else ("bias", [T(x), c, axis])), node, self.shape(x))
+        arguments: list[Any] = [T(x), c] if kind == "number" else [T(x), c, axis]
+        self._put("shift" if kind == "number" else "bias", arguments, node, self.shape(x))
 
     def on_sub(self, node: ir.Node, inputs: list[int]) -> bool:
         x, y = inputs
@@ -302,7 +303,8 @@ class _Encoder:
         if spread is None:
             return False
         kind, axis, c = spread
-        return self._put(*(("scalar", [T(x), c]) if kind == "number" else ("scale", [T(x), c, axis])), node, self.shape(x))
+        arguments: list[Any] = [T(x), c] if kind == "number" else [T(x), c, axis]
+        return self._put("scalar" if kind == "number" else "scale", arguments, node, self.shape(x))
 
     def on_sum(self, node: ir.Node, inputs: list[int]) -> bool:
         shape = self.shape(inputs[0])
@@ -374,7 +376,7 @@ class _Encoder:
 
     def _inner(self, value: ir.Value) -> bool:
         """Is the value read by one sum alone, and so a part of it?"""
-        uses = value.uses()
+        uses = tuple(value.uses())
         if len(uses) != 1 or value.is_graph_output():
             return False
         return is_op(uses[0].node, "Add", "Sub") and (uses[0].idx == 0 or is_op(uses[0].node, "Add"))
@@ -495,7 +497,7 @@ def _window(node: ir.Node, image: Shape | None, kernel: Shape | None) -> Window 
 
 def _pool_window(node: ir.Node, image: Shape | None) -> Window | None:
     """An AveragePool as a depthwise window, where it is a linear map: padding counts, or there is none."""
-    if image is None or len(image) < 3 or not isinstance(image[1], int) or node.attributes.get_int("ceil_mode", 0):
+    if image is None or len(image) < 3 or not isinstance(image[1], int) or node.attributes.get_int("ceil_mode", 0) == 1:
         return None
     kernel = tuple(node.attributes.get_ints("kernel_shape", ()))
     geometry = _geometry(node, kernel, image)

@@ -422,7 +422,7 @@ def _verified(
     kept = _Attempt(source.model.clone(), Search(stop="verification failed"), None, [f"the rewritten model differed and was not used: {first}"])
     verification = _judge(kept.model, oracle, bench)
     if verification.passed is False:
-        raise VerificationFailed(f"the model does not reproduce its own outputs ({verification.reason}): it is not deterministic; nothing was written")
+        raise VerificationFailed(f"run twice, the model itself does not give the same outputs ({verification.reason}): nothing was written")
     return kept, verification
 
 

@@ -22,7 +22,7 @@ from onnx_ir.passes import PassError
 from onnx_ir.passes.common import InlinePass, RemoveUnusedFunctionsPass
 
 from rewriter.check_onnx import check, spell
-from rewriter.edit import nodes
+from rewriter.edit import graphs, nodes
 from rewriter.errors import InvalidInput, InvalidModel, RewriterError, UnsupportedModel
 from rewriter.infer_onnx import infer, skeleton
 from rewriter.opset import OPSET, CannotUpgrade, upgrade
@@ -103,7 +103,18 @@ def _load(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> ir.Mod
     check(proto, path.parent)
     model = ir.serde.deserialize_model(proto)
     ir.external_data.set_base_dir(model.graph, path.parent.resolve())
+    _map_external(model)
     return model
+
+
+def _map_external(model: ir.Model) -> None:
+    """Weights in files beside the model become arrays mapped into memory: read when touched, and independent of where the model
+    is written next."""
+    for graph in graphs(model):
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                data = value.const_value
+                value.const_value = ir.Tensor(data.numpy(), dtype=data.dtype, name=data.name)
 
 
 def _parse(path: Path) -> onnx.ModelProto:

@@ -157,10 +157,11 @@ def _domain(value: ir.Value) -> Domain:
             if is_op(node, "Gather") and use.idx == 1:
                 table = dims(node.inputs[0])
                 axis = node.attributes.get_int("axis", 0)
-                if table and axis < len(table) and isinstance(table[axis], int):
-                    high = min(high or table[axis], table[axis])  # type: ignore[type-var]
-            elif is_op(node, "OneHot") and use.idx == 0 and const(node.inputs[1]) is not None:
-                high = min(high or 1 << 30, int(const(node.inputs[1]).reshape(-1)[0]))  # type: ignore[union-attr]
+                length = table[axis] if table and axis < len(table) else None
+                if isinstance(length, int):
+                    high = length if high is None else min(high, length)
+            elif is_op(node, "OneHot") and use.idx == 0 and (depth := const(node.inputs[1])) is not None:
+                high = min(high or int(depth.flat[0]), int(depth.flat[0]))
             elif is_op(node, "Equal"):
                 other = const(node.inputs[1 - use.idx], 64)
                 compared += [] if other is None else list(other.reshape(-1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -36,15 +35,15 @@ def _draw(draw: Any, windows: list[Window]) -> dict[str, Any]:
     }
 
 
-def _any(draw: Any) -> Mapping[str, Any]:
+def _any(draw: Any) -> dict[str, Any]:
     return _draw(draw, [PLAIN, GROUPED, POINT, DEPTHWISE, LINE, OPEN])
 
 
-def _unpadded(draw: Any) -> Mapping[str, Any]:
+def _unpadded(draw: Any) -> dict[str, Any]:
     return _draw(draw, [POINT, OPEN])
 
 
-def _two(draw: Any) -> Mapping[str, Any]:
+def _two(draw: Any) -> dict[str, Any]:
     """Two kernels over one image, of joinable windows."""
     v = draw.choice([SQUARE, POINT, DEPTHWISE, TALL, WIDE, GROUPED])
     w = draw.choice([w for w in (SQUARE, POINT, DEPTHWISE, TALL, WIDE) if v is not GROUPED] or [GROUPED, POINT])
@@ -52,7 +51,7 @@ def _two(draw: Any) -> Mapping[str, Any]:
     return values | {"v": str(v), "A": draw.tensor(v.shape), "B": values["K"], "c": draw.tensor((w.outputs,))}
 
 
-def _skip(draw: Any) -> Mapping[str, Any]:
+def _skip(draw: Any) -> dict[str, Any]:
     return _draw(draw, [SQUARE, POINT, DEPTHWISE, TALL, WIDE, GROUPED])
 
 
