@@ -101,6 +101,8 @@ class _Encoder:
         out.dtypes.append(dtype)
         out.lines.append(f"(set (node {i}) {self._text(head, arguments)})")
         out.lines.append(f"({'const' if const else 'live'} (node {i}))")
+        if head == "add":  # sums commute there and back, which would claim the model's own sum as the rule's work
+            out.lines.append(f'(set (tag_add {" ".join(map(str, arguments))}) "")')
         if value is not None:
             out.index[value] = i
         return i
