@@ -22,13 +22,17 @@ UNKNOWN = 64
 
 @dataclass(frozen=True)
 class Prices:
-    """Microseconds per unit."""
+    """Microseconds per unit.
 
-    flop: float = 1e-5
-    """100 GFLOP/s for matmuls and dense convolutions."""
-    depthwise_flop: float = 5e-5
-    byte: float = 5e-5
-    """20 GB/s: activations mostly stay in cache."""
+    Arithmetic is priced high and traffic low: a rewrite that removes arithmetic is sure to pay, one that does a convolution twice
+    to save an addition is not.
+    """
+
+    flop: float = 2e-5
+    """50 GFLOP/s for matmuls and dense convolutions."""
+    depthwise_flop: float = 1e-4
+    byte: float = 2.5e-5
+    """40 GB/s: activations mostly stay in cache."""
     node: float = 2.0
     """Starting a kernel."""
     stored_byte: float = 1e-7
@@ -36,7 +40,7 @@ class Prices:
     @classmethod
     def for_objective(cls, objective: str) -> Prices:
         if objective == "memory":
-            return cls(flop=1e-11, depthwise_flop=5e-11, byte=5e-11, node=2e-6, stored_byte=1.0)
+            return cls(flop=2e-11, depthwise_flop=1e-10, byte=2.5e-11, node=2e-6, stored_byte=1.0)
         return cls()
 
 

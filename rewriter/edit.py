@@ -49,7 +49,8 @@ def dims(value: ir.Value | None) -> tuple[int | str | None, ...] | None:
         return None
     if value.is_graph_output() and not value.is_graph_input():
         return tuple(d if isinstance(d, int) else None for d in value.shape)
-    return tuple(d if isinstance(d, int) else d.value for d in value.shape)
+    # Some exporters write -1 for a dimension they do not know.
+    return tuple((d if d >= 0 else None) if isinstance(d, int) else d.value for d in value.shape)
 
 
 def static(value: ir.Value | None) -> tuple[int, ...] | None:

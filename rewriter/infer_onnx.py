@@ -6,6 +6,7 @@ import contextlib
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -29,6 +30,7 @@ def infer(model: ir.Model, *, untrusted: bool = False, opaque_shapes: bool = Tru
     InvalidModel; otherwise its outputs stay unknown.
     """
     declared = [(output, output.shape) for output in model.graph.outputs]
+    before = {v: v.shape for n in nodes(model) for v in n.outputs if v.shape is not None}
     _forget(model, opaque_shapes)
     proto = skeleton(model)
     if untrusted:
@@ -37,9 +39,25 @@ def infer(model: ir.Model, *, untrusted: bool = False, opaque_shapes: bool = Tru
         with contextlib.suppress(Exception):  # the native code raises several types; what is unknown stays so
             proto = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
     _merge(model.graph, proto.graph)
+    _recall(model, before)
     for output, shape in declared:
         if shape is not None:
             output.shape = shape
+
+
+def _recall(model: ir.Model, before: Mapping[ir.Value, ir.Shape]) -> None:
+    """Where the inference lost a symbol (it does at every broadcast) and the value had it, the symbol stands again.
+
+    Only symbols of the model's inputs: sizes that a file declares may be those of one traced example.
+    """
+    symbols = {d.value for v in model.graph.inputs for d in v.shape or () if isinstance(d, ir.SymbolicDim) and d.value}
+    for value, old in before.items():
+        new = value.shape
+        if new is None or len(new) != len(old):
+            continue
+        lost = [isinstance(d, ir.SymbolicDim) and (d.value is None or d.value.startswith("unk__")) for d in new]
+        kept = [o if gone and isinstance(o, ir.SymbolicDim) and o.value in symbols else d for o, d, gone in zip(old, new, lost, strict=True)]
+        value.shape = ir.Shape(kept)
 
 
 def _infer_apart(model: ir.Model, proto: onnx.ModelProto) -> onnx.ModelProto:
