@@ -7,8 +7,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft import IA3Config, LoHaConfig, LoraConfig, get_peft_model
 from torch import nn
+
+from zoo.torchvision_import import make_importable
+
+make_importable()
+from peft import IA3Config, LoHaConfig, LoraConfig, get_peft_model  # noqa: E402
 
 
 class Perceptron(nn.Module):
@@ -44,6 +48,20 @@ class ParallelAdapter(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.down(F.relu(self.up(x)))
         return out + 4.0 * self.wide(self.activation(self.narrow(x))) if self.adapted else out
+
+
+class GroupedAdapter(nn.Module):
+    """A grouped convolution and a low-rank one beside it, of the same groups: A and B both stay inside them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = nn.Conv2d(8, 16, 3, padding=1, groups=4)
+        self.a = nn.Conv2d(8, 8, 3, padding=1, groups=4, bias=False)
+        self.b = nn.Conv2d(8, 16, 1, groups=4, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.base(x) + 0.5 * self.b(self.a(x))
+        return out
 
 
 def randomised(module: Any, seed: int = 0) -> Any:

