@@ -12,7 +12,7 @@ from torch import nn
 from zoo.torchvision_import import make_importable
 
 make_importable()
-from peft import IA3Config, LoHaConfig, LoraConfig, get_peft_model  # noqa: E402
+from peft import IA3Config, LoHaConfig, LoraConfig, get_peft_model
 
 
 class Perceptron(nn.Module):

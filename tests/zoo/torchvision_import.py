@@ -17,7 +17,7 @@ def make_importable() -> None:
 
     with contextlib.suppress(ImportError):
         try:
-            import torchvision  # noqa: F401
+            import torchvision
         except RuntimeError:
             _library = torch.library.Library("torchvision", "FRAGMENT")
             for name in ("nms", "qnms"):
