@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
@@ -12,7 +12,7 @@ from rewriter.cost import Prices, class_sizes, run_cost, stored_cost
 from rewriter.decode import Selected, decode
 from rewriter.egraph import Frozen, Limits, Program, Saturator
 from rewriter.encode import Encoding, encode
-from rewriter.extract import Choice, Extraction, cheapest_weights, extract
+from rewriter.extract import Choice, Extraction, cheapest_trees, extract
 from rewriter.rule import Condition, Rule, text
 from rewriter.terms import FACTS, OPERATORS
 
@@ -86,7 +86,7 @@ def saturate(
         extraction.method, extraction.seconds, extraction.gap, value_facts=encoding.value_facts,
     )  # fmt: skip
     search.rewrites = Counter(s.rule for s in selected.values() if s.rule)
-    search.declined = list(_declined(frozen, encoding, rules, set(selected)))
+    search.declined = [*_declined(frozen, encoding, rules, set(selected)), *_dearer(frozen, encoding, rules, selected)]
     return decode(graph, encoding, frozen.model, selected), search
 
 
@@ -110,7 +110,7 @@ def select(
         live.setdefault(cls, []).append(Choice(k, cost, tuple(r for r in reads if r not in const)))
     tops = [frozen.model[i] for i in roots]
     extraction = extract(live, [c for c in tops if c not in const])
-    weights = cheapest_weights(fixed)
+    weights = cheapest_trees(fixed)
     selected: dict[int, Selected] = {}
     wanted = [c for c in tops if c in const]
     for cls, choice in extraction.chosen.items():
@@ -157,6 +157,24 @@ def _declined(frozen: Frozen, encoding: Encoding, rules: Sequence[Rule], in_solu
             name = f"{rule.theory}/{rule.name}"
             found.setdefault((name, site), Decline(name, site, f"{rule.declines} ({written} does not hold)"))
     return list(found.values())
+
+
+def _dearer(frozen: Frozen, encoding: Encoding, rules: Sequence[Rule], selected: Mapping[int, Selected]) -> Iterator[Decline]:
+    """Laws that hold at a place in the result, are used nowhere in it, and gave something that costs more than what was taken.
+
+    Only laws about sums and linear maps: one that takes a scale or a bias into its neighbour is no alternative anybody would miss.
+    """
+    names = {frozen.model[i]: v.name for i, v in reversed(list(enumerate(encoding.values))) if v is not None and v.name}
+    live = {row[0] for row in frozen.facts["live"]} & set(names) & set(selected)
+    told = {f"{r.theory}/{r.name}" for r in rules if r.patterns()[0][0] in ("linear", "conv", "cat") or r.declines}
+    told -= {s.rule for s in selected.values()}
+    places: dict[str, list[str]] = {}
+    for _, cls, arguments, rule in frozen.nodes:
+        if rule in told and cls in live and selected[cls].arguments != arguments:
+            places.setdefault(rule, []).append(names[cls] or "")
+    for rule, sites in sorted(places.items()):
+        more = f" and {len(sites) - 1} more places" if len(sites) > 1 else ""
+        yield Decline(rule, sites[0] + more, "holds here, but what it gives is estimated to cost more than what was taken")
 
 
 def _missing(rule: Rule, values: Mapping[str, object], facts: Mapping[str, set[tuple[object, ...]]]) -> list[Condition]:

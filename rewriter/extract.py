@@ -1,6 +1,6 @@
 """The cheapest equal graph: every shared term paid once.
 
-1. Classes made of weights alone are free leaves at run time; which expression computes them is chosen apart (``cheapest_weights``).
+1. Classes made of weights alone are free leaves at run time; which expression computes them is chosen apart (``cheapest_trees``).
 2. A class is *needed* if every solution contains it. Needed classes are paid for in any case, so they cut the problem: the choices
    below one needed class touch those below another only where they share a class that is not needed. Such regions are solved one by
    one, which is exact; equal regions (the blocks of a transformer) are solved once.
@@ -70,10 +70,13 @@ def extract(classes: Mapping[int, Sequence[Choice]], roots: Iterable[int], *, se
     return Extraction(solution, cost, method, lost / cost if cost else 0.0, time.monotonic() - started, regions, len(memo))
 
 
-def cheapest_weights(classes: Mapping[int, Sequence[Choice]]) -> dict[int, Choice]:
-    """The cheapest expression of each weights-only class, by Knuth's generalisation of Dijkstra (each use counted)."""
-    readers: dict[int, list[tuple[int, int]]] = {}
-    missing: list[list[int]] = []
+def cheapest_trees(classes: Mapping[int, Sequence[Choice]]) -> dict[int, Choice]:
+    """The cheapest expression of each class, every use of a term counted, by Knuth's generalisation of Dijkstra; cheapest first.
+
+    Classes that no finite term can build are absent. Good enough for weights, which are computed once, ahead of time.
+    """
+    readers: dict[int, list[int]] = {}
+    missing: list[int] = []
     flat: list[tuple[int, Choice]] = []
     heap: list[tuple[float, int, int]] = []
     total: list[float] = []
@@ -83,9 +86,9 @@ def cheapest_weights(classes: Mapping[int, Sequence[Choice]]) -> dict[int, Choic
             flat.append((cls, choice))
             total.append(choice.cost)
             inputs = set(choice.reads)
-            missing.append([len(inputs)])
+            missing.append(len(inputs))
             for r in inputs:
-                readers.setdefault(r, []).append((k, 1))
+                readers.setdefault(r, []).append(k)
             if not inputs:
                 heapq.heappush(heap, (choice.cost, k, cls))
     best: dict[int, Choice] = {}
@@ -94,10 +97,10 @@ def cheapest_weights(classes: Mapping[int, Sequence[Choice]]) -> dict[int, Choic
         if cls in best:
             continue
         best[cls] = flat[k][1]
-        for reader, _ in readers.get(cls, ()):
+        for reader in readers.get(cls, ()):
             total[reader] += cost
-            missing[reader][0] -= 1
-            if not missing[reader][0] and flat[reader][0] not in best:
+            missing[reader] -= 1
+            if not missing[reader] and flat[reader][0] not in best:
                 heapq.heappush(heap, (total[reader], reader, flat[reader][0]))
     return best
 
@@ -105,10 +108,10 @@ def cheapest_weights(classes: Mapping[int, Sequence[Choice]]) -> dict[int, Choic
 def _acyclic(classes: Mapping[int, Sequence[Choice]], roots: Sequence[int]) -> tuple[list[int], dict[int, list[Choice]]]:
     """Classes reachable from the roots, children first, without choices that would close a cycle.
 
-    Laws such as ``x * 1 == x`` put a term below itself. A choice may only read classes that were finished when it was looked at by a
-    depth-first walk over the cheapest-to-build classes, so what is left is acyclic; choices of the model itself always are.
+    Laws such as ``x * 1 == x`` put a term below itself. Where classes read each other in a circle, an order among them is fixed: exact
+    outside such circles, and they are rare.
     """
-    height = _heights(classes)
+    buildable = set(cheapest_trees(classes))
     kept: dict[int, list[Choice]] = {}
     seen: set[int] = set()
     stack = list(roots)
@@ -117,13 +120,14 @@ def _acyclic(classes: Mapping[int, Sequence[Choice]], roots: Sequence[int]) -> t
         if c in seen:
             continue
         seen.add(c)
-        kept[c] = _undominated([n for n in classes[c] if all(r in height and r != c for r in n.reads)])
+        kept[c] = _undominated([n for n in classes[c] if all(r in buildable and r != c for r in n.reads)])
         stack.extend(r for n in kept[c] for r in n.reads)
     order, looping = _topological(kept)
     if looping:
-        # Inside cycles only: read strictly lower classes. Every class keeps the choice that gave it its height.
+        # Inside cycles only: read classes that are cheaper to build. Every class keeps the choice that is its cheapest as a tree.
+        place = {c: i for i, c in enumerate(cheapest_trees(kept))}
         for c in looping:
-            kept[c] = [n for n in kept[c] if all(r not in looping or height[r] < height[c] for r in n.reads)]
+            kept[c] = [n for n in kept[c] if all(r not in looping or place[r] < place[c] for r in n.reads)]
         order, looping = _topological(kept)
         assert not looping
     return order, kept
@@ -136,36 +140,6 @@ def _undominated(choices: Sequence[Choice]) -> list[Choice]:
         if reads not in best or n.cost < best[reads].cost:
             best[reads] = Choice(n.node, n.cost, reads)
     return list(best.values())
-
-
-def _heights(classes: Mapping[int, Sequence[Choice]]) -> dict[int, int]:
-    """The least number of levels each class can be built in; classes that cannot be built at all are absent."""
-    unit = {c: [Choice(i, 1.0, n.reads) for i, n in enumerate(ns)] for c, ns in classes.items()}
-    readers: dict[int, list[tuple[int, int]]] = {}
-    missing: dict[tuple[int, int], int] = {}
-    height: dict[int, int] = {}
-    level: list[int] = []
-    for c, ns in unit.items():
-        for n in ns:
-            inputs = set(n.reads)
-            missing[c, n.node] = len(inputs)
-            for r in inputs:
-                readers.setdefault(r, []).append((c, n.node))
-            if not inputs and c not in height:
-                height[c] = 0
-                level.append(c)
-    depth = 0
-    while level:
-        depth += 1
-        following = []
-        for r in level:
-            for c, k in readers.get(r, ()):
-                missing[c, k] -= 1
-                if not missing[c, k] and c not in height:
-                    height[c] = depth
-                    following.append(c)
-        level = following
-    return height
 
 
 def _topological(classes: Mapping[int, Sequence[Choice]]) -> tuple[list[int], set[int]]:

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -147,7 +148,7 @@ def compile(
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="rewriter-"))
         saturator = stack.enter_context(Saturator())
         bench = _Bench(stack.enter_context(Isolated()), folder)
-        race = stack.enter_context(_Race(backend, folder, threads, tune))
+        race = stack.enter_context(_Race(backend, bench, threads, tune))
         watch("reading")
         source = _read(model, example_inputs, constants, input_shapes)
         result = _optimize(source, chosen, bounds, objective, saturator, bench, watch)
@@ -183,12 +184,13 @@ SLOWER = 1.05
 class _Race:
     """Which graph on which backend is fastest. Processes start at once, so that their imports overlap reading and searching."""
 
-    def __init__(self, backend: str, folder: str, threads: int | None, tune: int) -> None:
-        self._backend, self._folder = backend, folder
+    def __init__(self, backend: str, bench: _Bench, threads: int | None, tune: int) -> None:
+        self._backend, self._bench = backend, bench
         names = ["onnxruntime"] if backend in ("auto", "onnxruntime") else []
         names += ["torch", "tvm"] if backend == "auto" and tune > 0 else []
-        self._files = {f"{n} after": (n, "after.onnx") for n in names} | ({"onnxruntime before": ("onnxruntime", "before.onnx")} if names else {})
-        candidates = {key: Candidate(n, os.path.join(folder, file)) for key, (n, file) in self._files.items()}
+        self._afters = {f"{n} after": n for n in names}
+        candidates = {key: Candidate(n, bench.after) for key, n in self._afters.items()}
+        candidates |= {"onnxruntime before": Candidate("onnxruntime", bench.before)} if names else {}
         self._comparison = Comparison(candidates, threads=threads) if candidates else None
 
     def run(self, source: _Source, result: Optimized) -> str:
@@ -199,22 +201,21 @@ class _Race:
         if result.example is None:
             result.report.notes.append("nothing was measured: the model could not be run on made-up inputs; give example_inputs")
             return fixed
-        write_onnx(source.model, os.path.join(self._folder, "before.onnx"))
-        write_onnx(result.ir_model, os.path.join(self._folder, "after.onnx"))
+        write_onnx(result.ir_model, self._bench.after)
         timings = self._comparison.run(result.example, rounds=6, seconds=0.8)
         before = timings["onnxruntime before"]
         report = result.report
         report.latency = {
             n: {"before_ms": round(before.median_ms, 4), "after_ms": round(timings[key].median_ms, 4)}
-            for key, (n, file) in self._files.items()
-            if file == "after.onnx" and timings[key].failure is None and before.failure is None
+            for key, n in self._afters.items()
+            if timings[key].failure is None and before.failure is None
         }
         ours = timings["onnxruntime after"]
         if ours.failure is not None and before.failure is not None:
             return fixed
         if ours.failure is not None or (ours.median_ms > SLOWER * before.median_ms and ours.min_ms > SLOWER * before.min_ms):
             self._keep_model(source, result, ours, before)
-        afters = {n: timings[key].median_ms for key, (n, file) in self._files.items() if file == "after.onnx"}
+        afters = {n: timings[key].median_ms for key, n in self._afters.items()}
         best = min(afters, key=lambda n: afters[n])
         return best if afters[best] < 0.97 * afters["onnxruntime"] else "onnxruntime"
 
@@ -257,9 +258,11 @@ def _optimize(
     shared = share_weights(plain)
     infer(plain)
     watch("searching")
-    attempt = _attempt(plain, rules, limits, objective, saturator, hints)
-    watch("verifying")
-    oracle = _oracle(source, hints, bench)
+    with ThreadPoolExecutor(1) as beside:  # the original runs in its own process meanwhile
+        running = beside.submit(_oracle, source, hints, bench)
+        attempt = _attempt(plain, rules, limits, objective, saturator, hints)
+        watch("verifying")
+        oracle = running.result()
     attempt, verification = _verified(attempt, plain, source, rules, limits, objective, saturator, bench, oracle, hints)
     if summarise(attempt.model).nodes > before.nodes:
         attempt.notes.append("the rewritten graph had more nodes than the model: the model was kept as it was")
@@ -360,13 +363,8 @@ class _Bench:
     """Runs models in the child process, each from a file, so that weights are written once and never piped."""
 
     def __init__(self, isolated: Isolated, folder: str) -> None:
-        self._isolated, self._folder, self._files = isolated, folder, 0
-
-    def file(self, model: ir.Model) -> str:
-        self._files += 1
-        path = os.path.join(self._folder, f"{self._files}.onnx")
-        write_onnx(model, path)
-        return path
+        self._isolated = isolated
+        self.before, self.after = (os.path.join(folder, name) for name in ("before.onnx", "after.onnx"))
 
     def run(self, path: str, feed: Sequence[Feed]) -> list[list[Any]]:
         return self._isolated.run(path, feed, optimised=False)
@@ -374,7 +372,8 @@ class _Bench:
 
 def _oracle(source: _Source, hints: Mapping[str, int], bench: _Bench) -> Oracle:
     """The original's outputs on the example and on made-up inputs of sizes that it accepts."""
-    path = source.path or bench.file(source.model)
+    write_onnx(source.model, bench.before)
+    path = source.path or bench.before
     graph = source.model.graph
     names = [v.name or "" for v in graph.inputs]
     example = [] if source.example is None else [("the example inputs", dict(zip(names, source.example, strict=True)))]
@@ -427,15 +426,11 @@ def _verified(
 
 
 def _judge(model: ir.Model, oracle: Oracle, bench: _Bench) -> Verification:
-    path = bench.file(model)
+    write_onnx(model, bench.after)
     try:
-        return oracle.judge(lambda feed: bench.run(path, feed), _reference(model))
+        return oracle.judge(lambda feed: bench.run(bench.after, feed), _reference(model))
     except RewriterError as failure:
         return Verification(False, np.inf, np.inf, len(oracle.cases), f"the rewritten model does not run: {failure}")
-    finally:
-        for file in (path, f"{path}.data"):
-            if os.path.exists(file):
-                os.unlink(file)
 
 
 def _reference(model: ir.Model) -> Callable[[Feed], list[Any]]:

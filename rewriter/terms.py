@@ -162,6 +162,7 @@ TABLES: dict[str, Table] = {
     t.name: t
     for t in (
         Table("unpadded", 1, lambda a: () if _windows_unpadded(a) else None),
+        Table("unit_stride", 1, lambda a: () if all(s == 1 for s in Window.parse(a).strides) else None),
         Table("channels", 1, _channels, outputs="i"),
         Table("joins", 2, _join, (0,), "sss"),
         Table("composes", 2, _compose, (0,), "s"),

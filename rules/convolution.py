@@ -193,3 +193,16 @@ def mean_pool_is_a_kernel(op: Reading, x: Term, w: Term, K: Term, b: Term, v: Te
 def shift_after_convolution(op: Reading, x: Term, K: Term, b: Term, w: Term, c: Term) -> tuple[Term, Term]:
     """conv(x, K, b) + c == conv(x, K, b + c), c a number"""
     return op.shift(op.conv(x, K, b, w), c), op.conv(x, K, op.shift(b, c), w)
+
+
+def _two_images(draw: Any) -> dict[str, Any]:
+    values = _skip(draw)
+    return values | {"y": draw.tensor(values["x"].shape), "c": draw.tensor(values["b"].shape)}
+
+
+@rule("x:nihw K:oihw b:o w:window y:nihw c:o", when="const(K) const(b) const(c)", given="unit_stride(w)", cite="papers.md R3, R10",
+      sample=_two_images, declines="one kernel over two images whose sizes a stride may hide",
+      breaks_at={"x": [[[[1.0, 2.0]]]], "K": [[[[1.0]]]], "b": [0.0], "w": "1>1 k1x1 s1x2 p0,0,0,0 d1x1 g1", "y": [[[[1.0]]]], "c": [0.0]})  # fmt: skip
+def images_add(op: Reading, x: Term, K: Term, b: Term, w: Term, y: Term, c: Term) -> tuple[Term, Term]:
+    """conv(x, K, b) + conv(y, K, c) == conv(x + y, K, b + c), where the strides are 1 and so the images are of one size"""
+    return op.add(op.conv(x, K, b, w), op.conv(y, K, c, w)), op.conv(op.add(x, y), K, op.add(b, c), w)

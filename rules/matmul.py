@@ -84,3 +84,9 @@ def bias_beside_map(op: Reading, x: Term, A: Term, b: Term, y: Term, c: Term) ->
 def shift_after_map(op: Reading, x: Term, A: Term, b: Term, c: Term) -> tuple[Term, Term]:
     """(x·A + b) + c == x·A + (b + c), c a number"""
     return op.shift(op.linear(x, A, b), c), op.linear(x, A, op.shift(b, c))
+
+
+@rule("x:ni A:io b:o y:ni c:o", when="const(A) const(b) const(c)", cite="papers.md R3 (10, 21, 48, 66)")
+def inputs_add(op: Reading, x: Term, A: Term, b: Term, y: Term, c: Term) -> tuple[Term, Term]:
+    """(x·A + b) + (y·A + c) == (x + y)·A + (b + c): one product with a shared matrix instead of two"""
+    return op.add(op.linear(x, A, b), op.linear(y, A, c)), op.linear(op.add(x, y), A, op.add(b, c))
