@@ -37,13 +37,15 @@ class Writer:
         self.nodes: list[ir.Node] = []
         self.initializers: dict[str, ir.Value] = {}
         self._taken = taken
+        self._next: dict[str, int] = {}
         self._constants: dict[tuple[Any, ...], ir.Value] = {}
 
     def name(self, hint: str) -> str:
-        name, k = hint, 1
+        name, k = hint, self._next.get(hint, 1)
         while name in self._taken:
             name, k = f"{hint}_{k}", k + 1
         self._taken.add(name)
+        self._next[hint] = k
         return name
 
     def constant(self, array: Any, dtype: Any = None) -> ir.Value:

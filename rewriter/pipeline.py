@@ -310,7 +310,6 @@ FEW_ROUNDS = 4
 def _finished(model: ir.Model, search: Search, notes: list[str]) -> _Attempt:
     infer(model)
     compose(model)
-    infer(model)
     weights = fold_weights(model)
     drop_dead(model)
     share_weights(model)

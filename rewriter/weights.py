@@ -29,13 +29,16 @@ class WeightProgram:
 
     def __init__(self, proto: onnx.ModelProto) -> None:
         self.proto = proto
-        self._maker = {o: n for n in proto.graph.node for o in n.output}
-        self._input = {v.name: v for v in proto.graph.input}
-        self._literal = {t.name for t in proto.graph.initializer}
+        self._nodes = list(proto.graph.node)  # protobuf makes a wrapper at every look
+        self._maker = {o: i for i, n in enumerate(self._nodes) for o in n.output}
+        self._reads = [[r for r in n.input if r] for n in self._nodes]
+        self._law = [_is_law(n) for n in self._nodes]
+        self._numbers = {t.name: t for t in proto.graph.initializer}
+        self._literal = set(self._numbers)
 
     @property
     def inputs(self) -> list[str]:
-        return list(self._input)
+        return [v.name for v in self.proto.graph.input]
 
     @property
     def outputs(self) -> list[str]:
@@ -55,48 +58,45 @@ class WeightProgram:
 
         Numbers are part of the program; those in ``given`` are looked up like weights.
         """
-        self._literal = {t.name for t in self.proto.graph.initializer if t.name not in given}
+        self._literal = {name for name in self._numbers if name not in given}
         for output in self.proto.graph.output:
             wanted = helper.tensor_dtype_to_np_dtype(output.type.tensor_type.elem_type)
             yield output.name, np.asarray(self._one(output.name, weight)).astype(wanted, copy=False)
 
-    def reads(self, output: str) -> set[str]:
-        """The original weights that a folded one is made of."""
-        return {name for node in self._above(output) for name in node.input if name in self._input} | ({output} & set(self._input))
-
     def _one(self, name: str, weight: Lookup) -> Array:
         nodes = self._above(name)
-        exact = {o for n in nodes if not _is_law(n) for o in n.output}
-        read_by_law = {i for n in nodes if _is_law(n) for i in n.input} | {name}
+        exact = {o for i in nodes if not self._law[i] for o in self._nodes[i].output}
+        read_by_law = {r for i in nodes if self._law[i] for r in self._reads[i]} | {name}
         known: dict[str, Array] = {}
         for value in sorted(exact & read_by_law):
             known[value] = self._run(self._above(value), value, weight, known, float64=False)
         if name in known:
             return known[name]
-        return self._run([n for n in nodes if _is_law(n)], name, weight, known, float64=True)
+        return self._run([i for i in nodes if self._law[i]], name, weight, known, float64=True)
 
-    def _run(self, nodes: Sequence[onnx.NodeProto], name: str, weight: Lookup, known: dict[str, Array], float64: bool) -> Array:
+    def _run(self, places: Sequence[int], name: str, weight: Lookup, known: dict[str, Array], float64: bool) -> Array:
+        nodes = [self._nodes[i] for i in places]
         made = {o for n in nodes for o in n.output}
-        reads = list(dict.fromkeys(i for n in nodes for i in n.input if i and i not in made))
-        literals = [t for t in self.proto.graph.initializer if t.name in reads and t.name in self._literal]
+        reads = list(dict.fromkeys(r for i in places for r in self._reads[i] if r not in made))
+        literals = [self._numbers[r] for r in reads if r in self._literal]
         arrays = {r: known[r] if r in known else weight(r) for r in reads if r not in self._literal}
         inputs = [helper.make_tensor_value_info(r, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for r, a in arrays.items()]
         output = onnx.ValueInfoProto(name=name)
-        graph = helper.make_graph(list(nodes), "fold", inputs, [output], literals)
+        graph = helper.make_graph(nodes, "fold", inputs, [output], literals)
         model = helper.make_model_gen_version(graph, opset_imports=self.proto.opset_import, ir_version=self.proto.ir_version)
         model.functions.extend(self.proto.functions)
         return reference.ReferenceProgram(model, float64)(*arrays.values())[0]  # type: ignore[no-any-return]
 
-    def _above(self, name: str) -> list[onnx.NodeProto]:
-        """The nodes that ``name`` is computed by, in the program's order."""
-        needed: set[str] = set()
+    def _above(self, name: str) -> list[int]:
+        """The nodes that ``name`` is computed by, by place, in the program's order."""
+        needed: set[int] = set()
         stack = [name]
         while stack:
-            maker = self._maker.get(stack.pop())
-            if maker is not None and maker.output[0] not in needed:
-                needed.add(maker.output[0])
-                stack.extend(maker.input)
-        return [n for n in self.proto.graph.node if n.output[0] in needed]
+            i = self._maker.get(stack.pop())
+            if i is not None and i not in needed:
+                needed.add(i)
+                stack.extend(self._reads[i])
+        return sorted(needed)
 
 
 def _is_law(node: onnx.NodeProto) -> bool:
