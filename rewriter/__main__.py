@@ -7,13 +7,14 @@ there are plain text when piped, and files are written whole or not at all.
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import click
@@ -232,9 +233,13 @@ def why_not(name: str, source: str, shapes: Sequence[str]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit status. Never raises for what a user or a file did."""
-    if not _debugging():
-        warnings.simplefilter("ignore")
-    signal.signal(signal.SIGTERM, _terminated)
+    with _ending_well(), warnings.catch_warnings():
+        if not _debugging():
+            warnings.simplefilter("ignore")
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         status = program.main(None if arguments is None else list(arguments), prog_name="rewriter", standalone_mode=False)
         sys.stdout.flush()
@@ -252,8 +257,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MemoryError:
         return _complain("out of memory; nothing was written", BAD)
     except OSError as error:
-        if error.errno == errno.EPIPE:
-            return _reader_left()
         return _complain(f"{error.filename or 'the system'}: {error.strerror or error}", BAD)
     except Exception as error:  # noqa: BLE001 - the last resort: a user gets a line, not a traceback
         return _complain(f"{type(error).__name__}: {error}: this is a bug; REWRITER_TRACEBACK=1 shows where", BAD)
@@ -282,8 +285,20 @@ def _reader_left() -> int:
     return 128 + signal.SIGPIPE
 
 
+@contextmanager
+def _ending_well() -> Iterator[None]:
+    """SIGTERM unwinds like Ctrl-C, so that nothing half-written and no child process stays."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _terminated(number: int, _: Any) -> NoReturn:
-    """End like on Ctrl-C, so that nothing half-written and no child process stays."""
     raise SystemExit(128 + number)
 
 

@@ -56,7 +56,7 @@ def probes(rule: Rule) -> list[Probe]:
         if copies:
             found.append((apart, holes, copies))
     found.sort(key=lambda p: (-_size(p[0]), bool(p[2])))
-    return [Probe(f"near_why_{k}", *p) for k, p in enumerate(found)]
+    return [Probe(f"{rule.near_relation}_{k}", *p) for k, p in enumerate(found)]
 
 
 def _cuts(lhs: Term, path: str = "") -> list[tuple[Term, dict[str, Term]]]:
@@ -215,9 +215,8 @@ def erases(rule: Rule) -> bool:
 
 def standing(terms: Model, rule: Rule, saturator: Saturator, limits: Limits) -> list[str]:
     """Where in the model as it came the left side stands with all conditions."""
-    probe = Probe("near_why_0", rule.patterns()[0], {}, {})
+    probe = probes(rule)[0]
     places = []
     for found in terms.search((), saturator, limits, probe.lines(rule)):
-        matches = (Match(found, rule, probe, row) for row in found.frozen.near.get("why_0", ()))
-        places += [m.site for m in matches if m.looked_at and not m.missing]
+        places += [m.site for m in matches([found], rule, probe) if not m.missing]
     return places
