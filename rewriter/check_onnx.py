@@ -36,6 +36,8 @@ def check(model: onnx.ModelProto, folder: Path | None = None) -> None:
     _check_opset(model)
     _check_functions(model)
     _Scope(model.graph, frozenset(), "the graph").check()
+    for value in (*model.graph.input, *model.graph.output):
+        _check_sizes(value)
     for tensor in _tensors(model):
         _check_tensor(tensor, folder)
 
@@ -223,6 +225,12 @@ def _node_tensors(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
         yield from attribute.tensors
     for graph in _graphs(node):
         yield from _graph_tensors(graph)
+
+
+def _check_sizes(value: onnx.ValueInfoProto) -> None:
+    sizes = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+    if any(size < -1 for size in sizes):  # exporters have written -1 for a size that is not known
+        raise InvalidModel(f"'{value.name}' is declared with the impossible shape {sizes}")
 
 
 def _check_tensor(tensor: onnx.TensorProto, folder: Path | None) -> None:

@@ -18,11 +18,11 @@ ONE_FILE = 1_800_000_000
 def write_onnx(model: ir.Model, path: str | os.PathLike[str]) -> None:
     """``model`` at ``path``; weights beside it as ``NAME.data`` if they are too many. Raises ``RewriterError`` in one line."""
     target = Path(path)
-    if target.is_dir():
-        raise RewriterError(f"{target} is a folder: give the name of an ONNX file")
-    if target.exists() and not target.is_file():
-        raise RewriterError(f"{target} is a device or a pipe, which a file cannot take the place of: give the name of an ONNX file")
     try:
+        if target.is_dir():
+            raise RewriterError(f"{target} is a folder: give the name of an ONNX file")
+        if target.exists() and not target.is_file():
+            raise RewriterError(f"{target} is a device or a pipe, which a file cannot take the place of: give the name of an ONNX file")
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".rewriter-") as folder:
             whole = Path(folder, target.name)
             data = f"{target.name}.data" if weight_bytes(model) > ONE_FILE else None
