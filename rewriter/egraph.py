@@ -38,7 +38,7 @@ class Limits:
 
     rounds: int = 24
     nodes: int = 200_000
-    seconds: float = 120.0
+    seconds: float = 60.0
     memory_mb: int = 8192
 
 
@@ -172,8 +172,8 @@ class _Session:
                 return done, "saturated", matches
             size = self.size()
             growth = size / max(before, 1)
-            # The next round may grow as this one did, and a round cannot be interrupted.
-            if size > limits["nodes"] or (growth > 3 and size * growth > limits["nodes"]):
+            # What grows fast grows faster in the next round, and a round cannot be interrupted.
+            if size > limits["nodes"] or (growth > 3 and size * growth**2 > limits["nodes"]):
                 return done + 1, "nodes", matches
             before = size
             if time.monotonic() - started > limits["seconds"] / 2:

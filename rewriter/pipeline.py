@@ -342,7 +342,7 @@ ALGEBRA = {"MatMul", "Conv", "Add", "Sub", "Mul", "Div"}
 def _search(
     graph: ir.Graph, rules: Sequence[Rule], limits: Limits, objective: str, saturator: Saturator, hints: Mapping[str, int]
 ) -> tuple[ir.Graph, Search]:
-    if sum(n.op_type in ALGEBRA for n in graph) < 2:
+    if not any(n.op_type in ALGEBRA for n in graph):
         return graph, Search()
     return saturate(graph, rules, saturator, limits=limits, objective=objective, hints=hints)
 

@@ -92,7 +92,7 @@ class Rule:
         root = _action(rhs, built, f"{self.theory}/{self.name}")
         body = " ".join([f"(= l_ {text(lhs)})", *self._site, *(_fact(c) for c in (*self.when, *self.given))])
         # x + 0 == x puts x below itself: without subsuming x + 0, laws about sums would go round that loop for ever.
-        subsume = [] if isinstance(rhs, tuple) else [f"(subsume {text(lhs)})"]
+        subsume = [] if isinstance(rhs, tuple) else [f"(subsume {text(lhs)})", f'(erased l_ "{self.theory}/{self.name}")']
         actions = " ".join([*built, f"(union l_ {root})", *subsume])
         return f'(rule ({body}) ({actions}) :ruleset {ruleset} :name "{self.theory}/{self.name}")'
 

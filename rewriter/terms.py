@@ -108,6 +108,8 @@ FACTS: dict[str, Fact] = {
         Fact("live", "t"),
         Fact("zero", "t", _zero),
         Fact("one", "t", _one),
+        # A law that builds no term made something in this class equal to a part of itself.
+        Fact("erased", "ts"),
         # u is an affine map of x; y is x times a constant.
         Fact("reads", "tt"),
         Fact("multiple", "tt"),
