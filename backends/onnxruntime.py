@@ -13,7 +13,7 @@ import onnxruntime  # type: ignore[import-untyped, unused-ignore]
 
 from backends.arrays import as_numpy, dtype_named
 from backends.program import Port
-from backends.threads import visible_cores
+from backends.threads import thread_count
 from rewriter.errors import InvalidInput, InvalidModel, UnsupportedModel
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _session(source: str | bytes, options: onnxruntime.SessionOptions) -> onnxru
 
 def _options(threads: int | None, optimised: bool) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or visible_cores()
+    options.intra_op_num_threads = thread_count(threads)
     options.log_severity_level = 4  # what goes wrong is raised; the log would say it twice
     if not optimised:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

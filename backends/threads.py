@@ -6,6 +6,17 @@ import os
 from functools import cache
 from pathlib import Path
 
+from rewriter.errors import InvalidInput
+
+
+def thread_count(wanted: int | None) -> int:
+    """``wanted`` itself, or ``visible_cores()`` for None. Raises ``InvalidInput`` for what is no number of threads."""
+    if wanted is None:
+        return visible_cores()
+    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
+        raise InvalidInput(f"threads={wanted!r} is not a number of threads: give 1 or more, or None for all physical cores")
+    return wanted
+
 
 @cache
 def visible_cores() -> int:

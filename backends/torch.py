@@ -13,7 +13,7 @@ import torch
 from backends.arrays import as_numpy
 from backends.onnxruntime import LARGE, write_with_external_data
 from backends.program import model_inputs, ports_of
-from backends.threads import visible_cores
+from backends.threads import thread_count, visible_cores
 from backends.torch_graph import to_module
 from backends.torch_nodes import CONVERTERS
 from rewriter.errors import InvalidInput, InvalidModel
@@ -47,7 +47,7 @@ def build(
             raise InvalidModel(f"{model}: no such file")
         model = onnx.load(model)
     if threads is not None:
-        torch.set_num_threads(min(threads, visible_cores()))
+        torch.set_num_threads(min(thread_count(threads), visible_cores()))
     return TorchProgram(model)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from backends.pipe import Message, receive, send
-from backends.threads import visible_cores
+from backends.threads import thread_count
 from rewriter.errors import RewriterError
 
 _ROOT = str(Path(__file__).resolve().parent.parent)
@@ -41,7 +41,7 @@ class Worker:
     ) -> None:
         """``timeout`` bounds each request, in seconds; ``memory`` the child's address space in bytes (None: no bound)."""
         self._backend = backend
-        self._threads = threads or visible_cores()
+        self._threads = thread_count(threads)
         self.timeout = timeout
         self._memory = memory or 0
         self._process: subprocess.Popen[bytes] | None = None

@@ -15,7 +15,7 @@ import numpy as np
 from backends import onnxruntime
 from backends.arrays import as_numpy
 from backends.program import Port
-from backends.threads import visible_cores
+from backends.threads import thread_count
 from backends.tvm.runtime import Library, processor
 from rewriter.errors import InvalidInput, InvalidModel, UnsupportedModel
 
@@ -178,7 +178,7 @@ def make(
     if limit is not None and count > limit:
         raise UnsupportedModel(f"{count} nodes would take TVM long to compile (limit {limit}); ask for backend 'tvm'")
     whole = onnxruntime.build(model, threads=threads)
-    program = TvmProgram(whole, model, threads or visible_cores(), seconds)
+    program = TvmProgram(whole, model, thread_count(threads), seconds)
     if example_inputs is not None:
         program.compile(example_inputs)
     elif all(port.dtype not in ("", "str") and _static(port) for port in program.inputs):
