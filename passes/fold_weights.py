@@ -47,17 +47,24 @@ def fold_weights(model: ir.Model) -> WeightProgram | None:
         new = ir.Value(name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
         old.name = f"{name}_folded"
         if old.is_graph_output():
-            old.name = name
-            new.name = tensor.name = f"{name}_value"
-            copy = ir.Node("", "Identity", [new], outputs=[ir.Value(name=name, type=old.type, shape=old.shape)])
-            old.replace_all_uses_with(copy.outputs[0], replace_graph_outputs=True)
-            assert producer.graph is not None
-            producer.graph.append(copy)
+            _return(old, new, name, producer)
         else:
             old.replace_all_uses_with(new)
         model.graph.register_initializer(new)
     _drop(nodes)
     return program
+
+
+def _return(old: ir.Value, new: ir.Value, name: str, producer: ir.Node) -> None:
+    """An output keeps its name: it becomes the Identity of the weight, which everybody else reads."""
+    assert producer.graph is not None and new.const_value is not None
+    new.name = new.const_value.name = f"{name}_value"
+    result = ir.Value(name=name, type=old.type, shape=old.shape)
+    producer.graph.append(ir.Node("", "Identity", [new], outputs=[result]))
+    for i, value in enumerate(producer.graph.outputs):
+        if value is old:
+            producer.graph.outputs[i] = result
+    old.replace_all_uses_with(new)
 
 
 def weights_only(model: ir.Model) -> tuple[list[ir.Node], set[ir.Value]]:

@@ -250,9 +250,8 @@ class _Decoder:
         old.inputs.clear()
         old.outputs.clear()
         old.initializers.clear()
-        new = ir.Graph(inputs, outputs, nodes=self.w.nodes, initializers=[*kept, *(v for v in self.w.initializers.values() if v in used)],
+        return ir.Graph(inputs, outputs, nodes=self.w.nodes, initializers=[*kept, *(v for v in self.w.initializers.values() if v in used)],
                        doc_string=doc, opset_imports=imports, name=old.name, metadata_props=meta)  # fmt: skip
-        return new
 
     def _output(self, wanted: ir.Value, cls: int) -> ir.Value:
         """The value of a class under an output's name and type; a second reader of one class, or an input, needs an Identity."""

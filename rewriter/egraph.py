@@ -250,7 +250,7 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
         try:
             answer = _answer(request)
-        except BaseException as failure:  # egglog's panics are no Exceptions
+        except BaseException as failure:  # noqa: BLE001  egglog's panics are no Exceptions
             answer = {"error": " ".join(str(failure).split())[:500]}
         print(json.dumps(answer), flush=True)
 

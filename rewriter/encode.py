@@ -110,7 +110,8 @@ class _Encoder:
     @staticmethod
     def _text(head: str, arguments: Sequence[Any]) -> str:
         if head == "op":
-            return f"(op {_quote(arguments[0])} (vec-of {' '.join(map(str, arguments[1:]))}))" if len(arguments) > 1 else f"(op {_quote(arguments[0])} (vec-empty))"
+            inner = f"(vec-of {' '.join(map(str, arguments[1:]))})" if len(arguments) > 1 else "(vec-empty)"
+            return f"(op {_quote(arguments[0])} {inner})"
         written = [str(a) if isinstance(a, T) else _quote(a) if isinstance(a, str) else str(a) for a in arguments]
         return f"({' '.join([head, *written])})"
 
@@ -433,7 +434,8 @@ def _signature(emission: Emission, suffix: str = "") -> str:
         inputs = ""
     else:
         inputs = "(" + ",".join("_" if i is None else "x" if isinstance(i, int) else _digest(i) for i in emission.inputs) + ")"
-    return f"{name}{{{attributes}}}{inputs or len(emission.inputs)}{':' + str(emission.outputs) if emission.outputs > 1 else ''}{emission.overload}{suffix}"
+    outputs = f":{emission.outputs}" if emission.outputs > 1 else ""
+    return f"{name}{{{attributes}}}{inputs or len(emission.inputs)}{outputs}{emission.overload}{suffix}"
 
 
 def _attribute(a: ir.Attr) -> str:
@@ -537,7 +539,8 @@ def _image_shape(window: Window, image: Shape) -> Shape | None:
     numbers = [d if isinstance(d, int) else None for d in image[2:]]
     sized: list[int | str] = []
     for i, (d, name) in enumerate(zip(numbers, image[2:], strict=True)):
-        one = Window(1, 1, window.kernel[i : i + 1], window.strides[i : i + 1], (window.pads[i], window.pads[window.rank + i]), window.dilations[i : i + 1], 1)
+        pads = (window.pads[i], window.pads[window.rank + i])
+        one = Window(1, 1, window.kernel[i : i + 1], window.strides[i : i + 1], pads, window.dilations[i : i + 1], 1)
         if d is not None:
             sized.append(one.size((d,))[0])
         else:

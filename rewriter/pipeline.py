@@ -297,7 +297,7 @@ def _attempt(
             return _finished(_with_graph(model, new), search, [reason] if reason else [])
         except SearchFailed as failure:
             reason = f"the search did not end and was cut short: {failure}"
-        except Exception as failure:  # whatever goes wrong in a search is no reason to fail a compile
+        except Exception as failure:  # noqa: BLE001  whatever goes wrong in a search is no reason to fail a compile
             reason = f"the search failed: {type(failure).__name__}: {' '.join(str(failure).split())}"
             break
     return _finished(plain.clone(), Search(stop="failed"), [f"{reason}; the model was kept"])
@@ -493,9 +493,8 @@ def _is_module(model: Any) -> bool:
 
 
 def _leaves(result: Any) -> list[Any]:
-    from torch.utils import _pytree
-
     import torch
+    from torch.utils import _pytree
 
     return [v for v in _pytree.tree_leaves(result) if isinstance(v, torch.Tensor)]
 
@@ -581,7 +580,8 @@ def _check_target(backend: str, target: str, tune: int) -> None:
 def _rewrites(search: Search, rules: Sequence[Rule], verification: Verification) -> list[dict[str, Any]]:
     equality = {f"{r.theory}/{r.name}": r.equal for r in rules}
     counts: Counter[str] = search.rewrites
-    return [{"rule": n, "count": c, "equality": equality.get(n, "reals"), "error": 0.0} for n, c in sorted(counts.items(), key=lambda x: (-x[1], x[0]))]
+    ordered = sorted(counts.items(), key=lambda x: (-x[1], x[0]))
+    return [{"rule": n, "count": c, "equality": equality.get(n, "reals"), "error": 0.0} for n, c in ordered]
 
 
 class _Watch:

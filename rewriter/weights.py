@@ -106,4 +106,5 @@ def _is_law(node: onnx.NodeProto) -> bool:
 def missing(program: WeightProgram, state: Sequence[str]) -> RewriterError:
     """The error for a state that lacks weights."""
     lacking = [n for n in program.inputs if n not in state]
-    return RewriterError(f"the new weights lack {lacking[0]!r}" + (f" and {len(lacking) - 1} more" if len(lacking) > 1 else "") + ": give every weight of the model")
+    more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+    return RewriterError(f"the new weights lack {lacking[0]!r}{more}: give every weight of the model")

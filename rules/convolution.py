@@ -136,7 +136,9 @@ def kernels_add(op: Reading, x: Term, A: Term, b: Term, v: Term, B: Term, c: Ter
       given="identity_window(w,d) joins(w,d,z,p,q)", cite="papers.md R10 (RepVGG)", sample=_skip,
       breaks_at={"x": IMAGE, "K": [[[[1.0]]]], "b": [0.0], "w": STRIDED, "s": [1.0], "a": -3, "d": ONE, "z": ONE, "p": "+0,0|0,0 g1>1",
                  "q": "+0,0|0,0 g1>1"})  # fmt: skip
-def scaled_skip_is_a_kernel(op: Reading, x: Term, K: Term, b: Term, w: Term, s: Term, a: Term, d: Term, z: Term, p: Term, q: Term) -> tuple[Term, Term]:
+def scaled_skip_is_a_kernel(
+    op: Reading, x: Term, K: Term, b: Term, w: Term, s: Term, a: Term, d: Term, z: Term, p: Term, q: Term
+) -> tuple[Term, Term]:
     """conv(x, K, b) + x * s == conv(x, K + diag(s), b)"""
     kernel = op.add(op.kernel_widen(K, p), op.kernel_widen(op.kernel_diagonal(s, d), q))
     return op.add(op.conv(x, K, b, w), op.scale(x, s, a)), op.conv(x, kernel, b, z)
@@ -202,7 +204,8 @@ def _two_images(draw: Any) -> dict[str, Any]:
 
 @rule("x:nihw K:oihw b:o w:window y:nihw c:o", when="const(K) const(b) const(c)", given="unit_stride(w)", cite="papers.md R3, R10",
       sample=_two_images, declines="one kernel over two images whose sizes a stride may hide",
-      breaks_at={"x": [[[[1.0, 2.0]]]], "K": [[[[1.0]]]], "b": [0.0], "w": "1>1 k1x1 s1x2 p0,0,0,0 d1x1 g1", "y": [[[[1.0]]]], "c": [0.0]})  # fmt: skip
+      breaks_at={"x": [[[[1.0, 2.0]]]], "K": [[[[1.0]]]], "b": [0.0], "w": "1>1 k1x1 s1x2 p0,0,0,0 d1x1 g1", "y": [[[[1.0]]]],
+                 "c": [0.0]})  # fmt: skip
 def images_add(op: Reading, x: Term, K: Term, b: Term, w: Term, y: Term, c: Term) -> tuple[Term, Term]:
     """conv(x, K, b) + conv(y, K, c) == conv(x + y, K, b + c), where the strides are 1 and so the images are of one size"""
     return op.add(op.conv(x, K, b, w), op.conv(y, K, c, w)), op.conv(op.add(x, y), K, op.add(b, c), w)

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from rule_samples import Draw, Seeded, sample
 
 import rules
 from rewriter.egraph import Frozen, Program, Saturator
 from rewriter.rule import KIND, Condition, Rule, rule, text
 from rewriter.terms import FACTS, Patterns, table_facts
-from rule_samples import Draw, Seeded, sample
 
 each_rule = pytest.mark.parametrize("law", rules.ALL, ids=lambda r: f"{r.theory}/{r.name}")
 searching = settings(
