@@ -96,7 +96,7 @@ def plain(network: str, seed: int = 0) -> Any:
 def adapted(network: str, adapter: str, seed: int = 0) -> Any:
     """``plain(network)`` with an adapter on each of its layers."""
     torch.manual_seed(seed)
-    return randomised(get_peft_model(NETWORKS[network](), CONFIGS[adapter]()))  # type: ignore[arg-type]
+    return randomised(get_peft_model(NETWORKS[network](), CONFIGS[adapter]()))
 
 
 def example(network: str, seed: int = 1) -> torch.Tensor:

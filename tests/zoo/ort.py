@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
+import onnxruntime as ort  # type: ignore[import-untyped, unused-ignore]
 
 
 def run(model: onnx.ModelProto | Path | str, feed: Mapping[str, Any]) -> list[Any]:
     """Outputs in the model's order."""
-    return session(model).run(None, {name: np.asarray(value) for name, value in feed.items()})  # type: ignore[no-any-return]
+    return session(model).run(None, {name: np.asarray(value) for name, value in feed.items()})
 
 
 def session(model: onnx.ModelProto | Path | str) -> ort.InferenceSession:

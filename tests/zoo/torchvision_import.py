@@ -19,7 +19,7 @@ def make_importable() -> None:
         try:
             import torchvision
         except RuntimeError:
-            _library = torch.library.Library("torchvision", "FRAGMENT")
+            _library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
             for name in ("nms", "qnms"):
                 _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
             import torchvision  # noqa: F401
