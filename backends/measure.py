@@ -6,6 +6,7 @@ import math
 import os
 import statistics
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -84,8 +85,8 @@ class Comparison:
         failures: dict[str, str] = {}
         taken: dict[str, list[float]] = {name: [] for name in self._candidates}
         turn = seconds / (max(1, rounds) * len(self._candidates))
-        for name in self._candidates:
-            self._try(name, failures, self._load)
+        with ThreadPoolExecutor(len(self._candidates)) as pool:  # loading is not timed, and mostly one thread's work
+            list(pool.map(lambda name: self._try(name, failures, self._load), self._candidates))
         for name in self._candidates:
             self._try(name, failures, lambda n: self._time(n, values, turn))  # warm-up: its times are dropped
         for number in range(max(1, rounds)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 import numpy as np
@@ -58,7 +59,8 @@ def fold_weights(model: ir.Model) -> WeightProgram | None:
 def _return(old: ir.Value, new: ir.Value, name: str, producer: ir.Node) -> None:
     """An output keeps its name: it becomes the Identity of the weight, which everybody else reads."""
     assert producer.graph is not None and new.const_value is not None
-    new.name = new.const_value.name = f"{name}_value"
+    taken = producer.graph.initializers
+    new.name = new.const_value.name = next(n for n in (f"{name}_value{k or ''}" for k in itertools.count()) if n not in taken)
     result = ir.Value(name=name, type=old.type, shape=old.shape)
     producer.graph.append(ir.Node("", "Identity", [new], outputs=[result]))
     for i, value in enumerate(producer.graph.outputs):
@@ -84,7 +86,13 @@ def _plan(model: ir.Model) -> tuple[list[ir.Node], list[ir.Value]]:
     nodes, _ = weights_only(model)
     inside = set(nodes)
     frontier = [v for n in nodes for v in n.outputs if v.is_graph_output() or any(u.node not in inside for u in v.uses())]
-    return nodes, [v for v in frontier if not _packed(v, inside)]
+    return nodes, [v for v in frontier if isinstance(v.type, ir.TensorType) and not _is_copy(v) and not _packed(v, inside)]
+
+
+def _is_copy(value: ir.Value) -> bool:
+    """Is this already what an output that is a weight looks like?"""
+    node = value.producer()
+    return node is not None and node.op_type == "Identity" and node.inputs[0] is not None and node.inputs[0].producer() is None
 
 
 def _foldable(node: ir.Node) -> bool:

@@ -31,8 +31,8 @@ VALUES = """
 (rule ((= t (scalar a b)) (one a) (one b)) ((one t)) :ruleset analysis)
 """
 
-# A multiple of x: scaled, by a vector or a number. Two tensors are siblings if each is an element-wise function of an affine map of one tensor, and they meet again in a sum: worth
-# writing side by side.
+# A multiple of x: scaled, by a vector or a number. Two tensors are siblings if each is an element-wise function of an affine map of
+# one tensor, and they meet again in a sum: worth writing side by side.
 READING = """
 (rule ((= x (leaf i)) (live x)) ((other x)) :ruleset analysis)
 (rule ((= x (op s v)) (live x)) ((other x)) :ruleset analysis)

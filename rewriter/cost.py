@@ -79,7 +79,9 @@ def infer(op: str, arguments: Sequence[Any], sizes: Mapping[int, Sizes]) -> Size
     return () if op == MINUS_ONE else None
 
 
-def class_sizes(nodes: Sequence[tuple[str, int, tuple[Any, ...], str]], encoding: Encoding, model: Mapping[int, int], hints: Mapping[str, int]) -> dict[int, Sizes]:
+def class_sizes(
+    nodes: Sequence[tuple[str, int, tuple[Any, ...], str]], encoding: Encoding, model: Mapping[int, int], hints: Mapping[str, int]
+) -> dict[int, Sizes]:
     """Sizes of every class that has a known shape: the model's, and by inference those that rules made."""
     sizes: dict[int, Sizes] = {}
     for i, shape in enumerate(encoding.shapes):

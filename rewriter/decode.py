@@ -110,7 +110,8 @@ def _linear(w: Writer, x: ir.Value, a: ir.Value, b: ir.Value | None) -> ir.Value
 
 def _conv(w: Writer, x: ir.Value, k: ir.Value, b: ir.Value | None, window: str) -> ir.Value:
     g = Window.parse(window)
-    return w.emit("Conv", x, k, *([] if b is None else [b]), strides=g.strides, pads=g.pads, dilations=g.dilations, group=g.group, kernel_shape=g.kernel)
+    inputs = [x, k] if b is None else [x, k, b]
+    return w.emit("Conv", *inputs, strides=g.strides, pads=g.pads, dilations=g.dilations, group=g.group, kernel_shape=g.kernel)
 
 
 def _mean_pool(w: Writer, x: ir.Value, window: str) -> ir.Value:
