@@ -16,6 +16,8 @@ from rewriter.extract import Choice, Extraction, cheapest_trees, extract
 from rewriter.rule import Condition, Rule, text
 from rewriter.terms import FACTS, OPERATORS
 
+STORED = -1
+"""In place of a node: a weight, which costs its bytes once however many read it."""
 PREFER_MODEL = 1e-3
 """Microseconds by which a node of the model beats an equal one that a rule made: ties leave the model alone."""
 
@@ -115,14 +117,20 @@ def select(
                 fixed.setdefault(cls, []).append(Choice(k, 0.0 if op == "leaf" else 1.0 + PREFER_MODEL * bool(rule), reads))
             continue
         cost = run_cost(op, cls, arguments, sizes, prices, zeros) + (PREFER_MODEL if rule else 0.0)
-        cost += sum(stored_cost(r, sizes, prices) for r in reads if r in const)
-        live.setdefault(cls, []).append(Choice(k, cost, tuple(r for r in reads if r not in const)))
+        stored = [r for r in reads if r in const and r not in zeros]
+        if prices.shares_weights:
+            live.update((r, [Choice(STORED, stored_cost(r, sizes, prices), ())]) for r in stored if r not in live)
+        else:
+            cost += sum(stored_cost(r, sizes, prices) for r in stored)
+        live.setdefault(cls, []).append(Choice(k, cost, tuple(r for r in reads if r not in const or (prices.shares_weights and r in stored))))
     tops = [frozen.model[i] for i in roots]
     extraction = extract(live, [c for c in tops if c not in const])
     weights = cheapest_trees(fixed)
     selected: dict[int, Selected] = {}
     wanted = [c for c in tops if c in const]
     for cls, choice in extraction.chosen.items():
+        if choice.node == STORED:
+            continue
         op, _, arguments, rule = frozen.nodes[choice.node]
         if op in ("linear", "conv") and arguments[2] in zeros:
             arguments = (*arguments[:2], None, *arguments[3:])

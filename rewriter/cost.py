@@ -36,11 +36,13 @@ class Prices:
     node: float = 2.0
     """Starting a kernel."""
     stored_byte: float = 1e-7
+    shares_weights: bool = False
+    """Does a weight that several terms read cost its bytes once? Exact, and slower to solve: for the memory objective."""
 
     @classmethod
     def for_objective(cls, objective: str) -> Prices:
         if objective == "memory":
-            return cls(flop=2e-11, depthwise_flop=1e-10, byte=2.5e-11, node=2e-6, stored_byte=1.0)
+            return cls(flop=2e-11, depthwise_flop=1e-10, byte=2.5e-11, node=2e-6, stored_byte=1.0, shares_weights=True)
         return cls()
 
 

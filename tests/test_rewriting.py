@@ -29,12 +29,12 @@ def saturator() -> Iterator[Saturator]:
         yield child
 
 
-def rewrite(body: str, saturator: Saturator) -> tuple[ir.Model, Search]:
+def rewrite(body: str, saturator: Saturator, objective: str = "latency") -> tuple[ir.Model, Search]:
     """The pipeline without its verification: a wrong law must show."""
     model = normalise(read(body))
     share_weights(model)
     infer(model)
-    graph, search = saturate(model.graph, rules.ALL, saturator)
+    graph, search = saturate(model.graph, rules.ALL, saturator, objective=objective)
     model = ir.Model(graph, ir_version=model.ir_version)
     infer(model)
     compose(model)
@@ -145,6 +145,20 @@ def test_low_rank_stays_where_merging_costs_more(saturator: Saturator) -> None:
     wide = f"main (float[512,8] x) => (float[512,8] y) <{weight('A', 8, 96)}, {weight('B', 96, 8)}> {{ q = MatMul(x, A)  y = MatMul(q, B) }}"
     assert len(list(rewrite(narrow, saturator)[0].graph)) == 2
     assert len(list(rewrite(wide, saturator)[0].graph)) == 1
+
+
+def test_memory_keeps_a_weight_that_two_adapters_share(saturator: Saturator) -> None:
+    """Merging each adapter into its copy of W is fastest and stores W twice: the objective decides (papers 7, 15, 46)."""
+    body = f"""main (float[8,32] x, float[8,32] z) => (float[8,32] y, float[8,32] w) <{weight("W", 32, 32)}, {weight("A", 32, 1)}, {weight("B", 1, 32)},
+        {weight("C", 32, 1)}, {weight("D", 1, 32)}>
+        {{ p = MatMul(x, W)  q = MatMul(x, A)  r = MatMul(q, B)  y = Add(p, r)
+           s = MatMul(z, W)  t = MatMul(z, C)  u = MatMul(t, D)  w = Add(s, u) }}"""
+    fast, small = rewrite(body, saturator)[0], rewrite(body, saturator, "memory")[0]
+    sizes = [sum(v.const_value.nbytes for v in m.graph.initializers.values() if v.const_value is not None) for m in (fast, small)]
+    assert len(list(fast.graph)) == 2 and sizes[0] == 2 * 32 * 32 * 4
+    assert sizes[1] == (32 * 32 + 4 * 32) * 4
+    for model in (fast, small):
+        assert_same(parse(body), model, 2e-6, 0, engine=run)
 
 
 def test_names_of_inputs_outputs_and_untouched_values_stay(saturator: Saturator) -> None:
