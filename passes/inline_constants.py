@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from rewriter.edit import Editor, graphs, is_op, nodes
+from rewriter.edit import Editor, graphs, is_op, nodes, tensor
 
 # What marks an initialiser as a number of the program text rather than a weight: see fold_shapes.
 LITERAL = "rewriter.literal"
@@ -31,7 +31,7 @@ def inline_constants(model: ir.Model) -> ir.Model:
 
 def _inline(node: ir.Node, editor: Editor) -> None:
     old = node.outputs[0]
-    data = ir.convenience.get_const_tensor(old)
+    data = tensor(old)
     if data is None or node.graph is None:
         return
     name = old.name or "constant"

@@ -68,9 +68,12 @@ def tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
     if value.is_initializer() and not value.is_graph_input():
         return value.const_value
     producer = value.producer()
-    if producer is not None and is_op(producer, "Constant"):
-        return ir.convenience.get_const_tensor(value)
-    return None
+    if producer is None or not is_op(producer, "Constant"):
+        return None
+    whole = producer.attributes.get("value")
+    if whole is not None and whole.type == ir.AttributeType.TENSOR:
+        return whole.as_tensor()  # get_const_tensor would name it, in the caller's own protobuf message
+    return ir.convenience.get_const_tensor(value)
 
 
 def const(value: ir.Value | None, limit: int = 1_000_000) -> Array | None:
