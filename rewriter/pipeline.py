@@ -297,7 +297,10 @@ def _attempt(
             _search_subgraphs(model.graph, rules, bounds, objective, saturator, hints, search)
             new, own = _search(model.graph, rules, bounds, objective, saturator, hints)
             search.add(own)
-            return _finished(_with_graph(model, new), search, [reason] if reason else [])
+            notes = [reason] if reason else []
+            if search.stop != "saturated":
+                notes.append(f"the search was stopped by its limit of {search.stop}: more may be found with a higher one (limits=)")
+            return _finished(_with_graph(model, new), search, notes)
         except SearchFailed as failure:
             reason = f"the search did not end and was cut short: {failure}"
         except Exception as failure:  # noqa: BLE001  whatever goes wrong in a search is no reason to fail a compile
