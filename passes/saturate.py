@@ -87,16 +87,17 @@ def saturate(
         len(frozen.nodes), len({n[1] for n in frozen.nodes}), frozen.rounds, frozen.seconds, frozen.stop,
         extraction.method, extraction.seconds, extraction.gap, value_facts=encoding.value_facts,
     )  # fmt: skip
-    search.rewrites = _rewrites(frozen, selected)
+    search.rewrites = _rewrites(frozen, rules, selected)
     search.declined = [*_declined(frozen, encoding, rules, set(selected)), *_dearer(frozen, encoding, rules, selected)]
     return decode(graph, encoding, frozen.model, selected), search
 
 
-def _rewrites(frozen: Frozen, selected: Mapping[int, Selected]) -> Counter[str]:
+def _rewrites(frozen: Frozen, rules: Sequence[Rule], selected: Mapping[int, Selected]) -> Counter[str]:
     """How many run-time terms of the solution each law made or erased; for laws that only made weights, how many weights."""
+    tidying = {f"{r.theory}/{r.name}" for r in rules if r.weights}
     live = {row[0] for row in frozen.facts["live"]}
-    made = [(cls, s.rule) for cls, s in selected.items() if s.rule]
-    made += [(cls, rule) for cls, rule in frozen.facts["erased"] if cls in selected]
+    made = [(cls, s.rule) for cls, s in selected.items() if s.rule and s.rule not in tidying]
+    made += [(cls, rule) for cls, rule in frozen.facts["erased"] if cls in selected and rule not in tidying]
     seen = Counter(rule for cls, rule in made if cls in live)
     return seen + Counter(rule for _, rule in made if rule not in seen)
 

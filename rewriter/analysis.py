@@ -34,6 +34,11 @@ VALUES = """
 # A multiple of x: scaled, by a vector or a number. Two tensors are siblings if each is an element-wise function of an affine map of
 # one tensor, and they meet again in a sum: worth writing side by side.
 READING = """
+(rule ((= x (linear y a b)) (live x)) ((absorbs x)) :ruleset analysis)
+(rule ((= x (conv y k b w)) (live x)) ((absorbs x)) :ruleset analysis)
+(rule ((= x (move f y c)) (absorbs y)) ((absorbs x)) :ruleset analysis)
+(rule ((= x (move f y c)) (live x)) ((other x)) :ruleset analysis)
+(rule ((= x (product y z)) (live x)) ((other x)) :ruleset analysis)
 (rule ((= x (leaf i)) (live x)) ((other x)) :ruleset analysis)
 (rule ((= x (op s v)) (live x)) ((other x)) :ruleset analysis)
 (rule ((= x (map f y)) (live x)) ((other x)) :ruleset analysis)

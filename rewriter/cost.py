@@ -109,6 +109,8 @@ def macs(op: str, arguments: Sequence[Any], out: Sizes | None, sizes: Mapping[in
     """Multiply-accumulates of one run-time operator."""
     if out is None:
         return 0.0
+    if op == "product":
+        return float(math.prod(out)) * sizes.get(arguments[0], (0,))[-1]
     if op == "linear":
         return float(math.prod(sizes.get(arguments[0], ()))) * out[-1]
     if op in ("conv", "mean_pool"):
@@ -122,6 +124,8 @@ def run_cost(op: str, cls: int, arguments: Sequence[Any], sizes: Mapping[int, Si
     out = sizes.get(cls)
     if op == "leaf" or (op == "op" and str(arguments[0]).startswith("output ")):
         return 0.0
+    if op == "move":
+        return 0.5 * prices.node
     moved = 4.0 * (math.prod(out) if out is not None else 0)
     moved += sum(4.0 * math.prod(sizes[a]) for a in arguments if isinstance(a, int) and not isinstance(a, bool) and a in sizes)
     if op == "cat":

@@ -200,6 +200,7 @@ EMIT: dict[str, Emitter] = {
     "bias": lambda w, x, b, axis: w.emit("Add", x, _along(w, b, axis)),
     "scalar": _scalar,
     "shift": lambda w, x, c: w.emit("Add", x, c),
+    "product": lambda w, x, y: w.emit("MatMul", x, y),
     "cat": lambda w, x, y, axis: w.emit("Concat", x, y, axis=axis),
     "conv": _conv,
     "mean_pool": _mean_pool,
@@ -237,6 +238,7 @@ class _Decoder:
                 self.origin.setdefault(model[i], value)
         self.made: dict[int, ir.Value | None] = {}
         self.whole: dict[int, Sequence[ir.Value]] = {}
+        self.returned: dict[ir.Value, ir.Value] = {}
 
     def graph(self) -> ir.Graph:
         outputs = [self._output(v, self.model[i]) for v, i in zip(self.old.outputs, self.encoding.roots(self.old), strict=True)]
@@ -258,10 +260,13 @@ class _Decoder:
         """The value of a class under an output's name and type; a second reader of one class, or an input, needs an Identity."""
         value = self.value(cls)
         assert value is not None
+        if value is wanted or wanted in self.returned:  # an input or a weight as it is; an output that is listed twice
+            return self.returned.get(wanted, value)
         if value.producer() is None or value.meta.get("output"):
             value = self.w.emit("Identity", value)
         value.meta["output"] = True
         value.name, value.type, value.shape = wanted.name, wanted.type, wanted.shape
+        self.returned[wanted] = value
         return value
 
     def value(self, cls: int) -> ir.Value | None:
@@ -293,7 +298,10 @@ class _Decoder:
         elif s.op == "map":
             inner = self.made[s.arguments[1]]
             assert inner is not None
-            value = self.w.again(self.encoding.maps[s.arguments[0]], [inner], None)[0]
+            value = self.w.again(self.encoding.maps[s.arguments[0]], [inner], self._node_name(origin))[0]
+        elif s.op == "move":
+            inputs = [self.made[a] for a in s.arguments[1:]]
+            value = self.w.again(self.encoding.maps[s.arguments[0]], inputs, self._node_name(origin))[0]  # type: ignore[arg-type]
         else:
             value = EMIT[s.op](self.w, *(self.made[a] if k else a for a, k in _typed(s)))
         fresh = len(self.w.nodes) > first or s.op == "op"
@@ -306,9 +314,8 @@ class _Decoder:
         if signature.startswith("output "):
             return self.whole[inputs[0]][int(signature[7:])]
         arguments = [self.made[a] for a in inputs]
-        producer = origin.producer() if origin is not None else None
         emission = self.encoding.emissions[signature]
-        outputs = self.w.again(emission, arguments, producer.name if producer is not None else None)  # type: ignore[arg-type]
+        outputs = self.w.again(emission, arguments, self._node_name(origin))  # type: ignore[arg-type]
         self.whole[cls] = outputs
         if emission.outputs > 1:
             for output in outputs:
@@ -318,6 +325,11 @@ class _Decoder:
             if arguments and arguments[0] is not None and arguments[0].dtype is not None and emission.op_type in ("Reshape", "Reciprocal"):
                 outputs[0].type = ir.TensorType(arguments[0].dtype)
         return outputs[0]
+
+    @staticmethod
+    def _node_name(origin: ir.Value | None) -> str | None:
+        producer = origin.producer() if origin is not None else None
+        return producer.name if producer is not None else None
 
     def _adopt(self, value: ir.Value, origin: ir.Value) -> None:
         """Give a value the name and type of the model's value that it equals, once."""

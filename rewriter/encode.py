@@ -164,6 +164,8 @@ class _Encoder:
         handler = getattr(self, f"on_{node.op_type.lower()}", None) if node.domain == "" else None
         if is_op(node, *ELEMENTWISE) and len(inputs) == 1:
             handler = self._elementwise
+        elif is_op(node, "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"):
+            handler = self._move
         if handler and not all(self.constant[i] for i in inputs) and self._float(node) and handler(node, inputs):
             return
         self._opaque(node, inputs)
@@ -242,7 +244,11 @@ class _Encoder:
     def on_matmul(self, node: ir.Node, inputs: list[int]) -> bool:
         x, a = inputs
         left, right = self.shape(x), self.shape(a)
-        if not self.constant[a] or right is None or len(right) != 2 or left is None or len(left) < 2:
+        if left is None or right is None or len(left) < 2 or len(right) < 2:
+            return False
+        if not self.constant[a] and not self.constant[x]:
+            return self._put("product", [T(x), T(a)], node, self._shape(node.outputs[0]))
+        if not self.constant[a] or len(right) != 2:
             return False
         none = self.add("zero_row", [T(a)], None, right[1:], self.out.dtypes[a], True)
         return self._put("linear", [T(x), T(a), T(none)], node, (*left[:-1], right[1]))
@@ -320,6 +326,15 @@ class _Encoder:
 
     def on_neg(self, node: ir.Node, inputs: list[int]) -> bool:
         return self._put("scalar", [T(inputs[0]), self.negated()], node, self.shape(inputs[0]))
+
+    def _move(self, node: ir.Node, inputs: list[int]) -> bool:
+        if not all(self.constant[i] for i in inputs[1:]) or len(inputs) > 2:
+            return False
+        emission = Emission(node.op_type, "", tuple(node.attributes.values()), tuple(range(len(inputs))), version=node.version)
+        name = _signature(emission)
+        self.out.maps[name] = emission
+        operand = T(inputs[1]) if len(inputs) == 2 else self.negated()
+        return self._put("move", [name, T(inputs[0]), operand], node, self._shape(node.outputs[0]))
 
     def _elementwise(self, node: ir.Node, inputs: list[int]) -> bool:
         emission = Emission(node.op_type, "", tuple(node.attributes.values()), (0,), version=node.version)

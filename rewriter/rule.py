@@ -10,7 +10,7 @@ from typing import Any
 
 from rewriter.terms import EGG_SORT, FACTS, MINUS_ONE, OPERATORS, TABLES, Arrays, Patterns, Term
 
-KIND = {"int": "i", "window": "s", "map": "s", "text": "s"}
+KIND = {"int": "i", "window": "s", "map": "s", "move": "s", "text": "s"}
 """What follows a colon in a rule's variables, when it is not a tensor's shape in letters."""
 
 Condition = tuple[str, tuple[str, ...]]

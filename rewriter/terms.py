@@ -10,6 +10,8 @@ A model becomes a term in a small language in which broadcasting is explicit, so
     scalar(x, c)        x times the number c
     shift(x, c)         x plus the number c
     map(f, x)           an element-wise function, named by its ONNX operator and attributes
+    move(f, x, c)       x with its elements in other places (Reshape, Transpose, ...); c: the operator's constant operand, if any
+    product(x, y)       matmul of two run-time tensors
     cat(x, y, a)        concatenation of two tensors
     rest                operators on weights that laws introduce: see ``OPERATORS``
     op(signature, ...)  everything else: opaque, equal only to itself
@@ -59,6 +61,8 @@ OPERATORS: dict[str, Operator] = {
         Operator("scalar", "tt"),
         Operator("shift", "tt"),
         Operator("map", "st"),
+        Operator("move", "stt"),
+        Operator("product", "tt"),
         Operator("cat", "tti"),
         Operator("mean_pool", "ts"),
         Operator("matmul", "tt", True),
@@ -108,6 +112,8 @@ FACTS: dict[str, Fact] = {
         Fact("live", "t"),
         Fact("zero", "t", _zero),
         Fact("one", "t", _one),
+        # A number times x costs nothing: a linear map makes x, with data movement after it at most.
+        Fact("absorbs", "t"),
         # A law that builds no term made something in this class equal to a part of itself.
         Fact("erased", "ts"),
         # u is an affine map of x; y is x times a constant.
@@ -204,6 +210,14 @@ MAPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 """Meanings that the rules' tests draw from. A model may hold any element-wise operator: laws do not look inside ``map``."""
 
 
+MOVES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "swap": lambda x: np.swapaxes(x, -1, -2),
+    "flat": lambda x: x.reshape(x.shape[0], -1),
+    "reverse": lambda x: x[..., ::-1],
+}
+"""As ``MAPS``, for ``move``."""
+
+
 class Arrays:
     """Reading as arrays. Shapes as in the module docstring; a weights-only operator says its own."""
 
@@ -252,6 +266,14 @@ class Arrays:
     @staticmethod
     def map(f: str, x: np.ndarray) -> np.ndarray:
         return MAPS[f](x)
+
+    @staticmethod
+    def move(f: str, x: np.ndarray, c: np.ndarray) -> np.ndarray:
+        return MOVES[f](x)
+
+    @staticmethod
+    def product(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return x @ y
 
     @staticmethod
     def cat(x: np.ndarray, y: np.ndarray, axis: int) -> np.ndarray:

@@ -170,4 +170,4 @@ def test_a_rule_must_state_its_law_and_known_conditions() -> None:
             """x == x"""
             return x, x
 
-    assert set(KIND) == {"int", "window", "map", "text"}
+    assert set(KIND) == {"int", "window", "map", "move", "text"}
