@@ -114,8 +114,8 @@ class Match:
 
     @property
     def looked_at(self) -> bool:
-        """Laws of run-time terms do not look at weights, which are folded whatever their form."""
-        return self._rule.weights or (self.root,) in self._facts["live"]
+        """Laws of run-time terms do not look at weights, which are folded whatever their form, nor laws of weights at the rest."""
+        return (self.root,) in self._facts["const" if self._rule.weights else "live"]
 
     @property
     def missing(self) -> list[Condition]:
@@ -133,15 +133,15 @@ class Match:
         return all(a in self._values for a in arguments)
 
     @property
-    def order(self) -> int:
-        """The place in the model."""
-        return self._found.order.get(self.root, 1 << 30)
+    def order(self) -> tuple[bool, int]:
+        """The place in the model; those that have no name come last."""
+        return self.site == NAMELESS, self._found.order.get(self.root, 1 << 30)
 
     @property
     def site(self) -> str:
         """A value of the model: the pattern's own, or one that it is made of."""
         classes = [self.root, *(v for v in self._values.values() if isinstance(v, int))]
-        return next((name_of(self._names[c]) for c in classes if c in self._names), "?")
+        return next((name_of(self._names[c]) for c in classes if c in self._names), NAMELESS)
 
     def reasons(self) -> list[str]:
         """Why the rule does not apply here, in words."""
@@ -172,6 +172,8 @@ class Match:
         return f"the weight {value.name!r}" if node is None else f"{value.name!r}, made by {node.op_type}"
 
 
+NAMELESS = "?"
+"""The site of a term that rules made and no value of the model equals."""
 FAILED = {
     "const": "{} is not made of weights alone",
     "live": "{} is made of weights alone",

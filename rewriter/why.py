@@ -15,16 +15,16 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from rewriter.egraph import Limits, Saturator
-from rewriter.probe import erases, matches, probes, renamed, standing, written
+from rewriter.probe import NAMELESS, erases, matches, probes, renamed, standing, written
 from rewriter.rule import Rule
 from rewriter.searched import Found, Model, full_name
 
 PROVING = 30.0
 """Seconds that ``explain`` spends on finding out which rules can be spared."""
 SPOKEN = {
-    "linear": "map x·A + b", "conv": "convolution", "add": "sum", "mul": "product", "scale": "product with a vector", "bias": "sum with a vector",
-    "scalar": "product with a number", "shift": "sum with a number", "map": "element-wise function", "cat": "concatenation",
-    "mean_pool": "average pooling",
+    "linear": "map x·A + b", "product": "matrix product", "conv": "convolution", "add": "sum", "mul": "element-wise product",
+    "scale": "product with a vector", "bias": "sum with a vector", "scalar": "product with a number", "shift": "sum with a number",
+    "map": "element-wise function", "cat": "concatenation", "mean_pool": "average pooling",
 }  # fmt: skip
 """The algebra's operators (``rewriter.terms``) as one says them."""
 
@@ -132,7 +132,8 @@ class Answer:
             yield f"it fired {self.fired} times, but nothing that it made is in the cheapest result"
         elif self.nearest is not None:
             site, pattern, reasons = self.nearest
-            yield f"nearest place: {site!r}, where {pattern} stands"
+            where = "in a term that rules made" if site == NAMELESS else repr(site)
+            yield f"nearest place: {where}, where {pattern} stands"
             yield from (f"    {reason}" for reason in reasons)
         else:
             yield f"its left side stands nowhere: {self.absent}"
@@ -161,4 +162,5 @@ def why_not(rule: Rule, model: ir.Model, rules: Sequence[Rule], *, limits: Limit
                 reasons.append(rule.declines)
             return Answer(name, rule.statement, [], 0, (best.site, renamed(written(probe.pattern), probe), reasons), stop=stop)
     operator = rule.patterns()[0][0]
-    return Answer(name, rule.statement, [], 0, None, f"the model has no {SPOKEN.get(operator, operator)} of run-time tensors", stop)
+    kind = "weights" if rule.weights else "run-time tensors"
+    return Answer(name, rule.statement, [], 0, None, f"the model has no {SPOKEN.get(operator, operator)} of {kind}", stop)
