@@ -81,7 +81,7 @@ def main(one: int | None, times: int) -> None:
         print(rows[-1], file=sys.stderr, flush=True)
     head = ["blocks", "nodes", "after", "e-nodes", "encode", "saturate", "extract", "search", "total", "search MB", "own MB"]
     cells = [[f"{r[k]:.2f}" if k in head[4:9] else f"{r[k]:,.0f}" for k in head] for r in rows]
-    show("Transformer with LoRA: seconds and peak memory (imports of some 250 MB included)", head, cells)
+    show("Transformer with LoRA: seconds and peak memory (imports, some 180 MB, included)", head, cells)
 
 
 def _child(blocks: int) -> Row:

@@ -31,11 +31,16 @@ VALUES = """
 (rule ((= t (scalar a b)) (one a) (one b)) ((one t)) :ruleset analysis)
 """
 
+# A weight is dense if folding a number into it does not unpack what the model stores small (int8 with a scale, a fill value).
 # A multiple of x: scaled, by a vector or a number. Two tensors are siblings if each is an element-wise function of an affine map of
 # one tensor, and they meet again in a sum: worth writing side by side.
 READING = """
-(rule ((= x (linear y a b)) (live x)) ((absorbs x)) :ruleset analysis)
-(rule ((= x (conv y k b w)) (live x)) ((absorbs x)) :ruleset analysis)
+(rule ((= x (linear y a b)) (live x) (dense a)) ((absorbs x)) :ruleset analysis)
+(rule ((= x (conv y k b w)) (live x) (dense k)) ((absorbs x)) :ruleset analysis)
+(rule ((= t (matmul a b)) (const t)) ((dense t)) :ruleset analysis)
+(rule ((= t (add a b)) (const t)) ((dense t)) :ruleset analysis)
+(rule ((= t (scale a s i)) (const t)) ((dense t)) :ruleset analysis)
+(rule ((= t (scalar a c)) (const t) (dense a)) ((dense t)) :ruleset analysis)
 (rule ((= x (move f y c)) (absorbs y)) ((absorbs x)) :ruleset analysis)
 (rule ((= x (move f y c)) (live x)) ((other x)) :ruleset analysis)
 (rule ((= x (product y z)) (live x)) ((other x)) :ruleset analysis)

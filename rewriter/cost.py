@@ -131,9 +131,6 @@ def run_cost(op: str, cls: int, arguments: Sequence[Any], sizes: Mapping[int, Si
     if op == "cat":
         # A law's concatenation that does not end in the weights breaks up what runtimes would fuse.
         return 10 * prices.node + 2 * moved * prices.byte
-    if op == "bias":
-        # Written by the kernel that made its input, as a rule.
-        return 0.5 * prices.node + 0.25 * moved * prices.byte
     flop = prices.flop
     if op in ("conv", "mean_pool") and (w := Window.parse(arguments[-1])).group == w.inputs > 1:
         flop = prices.depthwise_flop

@@ -86,6 +86,7 @@ class _Encoder:
         self.out = Encoding()
         self.terms: list[tuple[str, tuple[Any, ...]]] = []
         self.constant: list[bool] = []
+        self.packed: list[bool] = []
         self.windows: set[str] = set()
         self.minus_one: int | None = None
 
@@ -101,6 +102,9 @@ class _Encoder:
         out.dtypes.append(dtype)
         out.lines.append(f"(set (node {i}) {self._text(head, arguments)})")
         out.lines.append(f"({'const' if const else 'live'} (node {i}))")
+        self.packed.append(const and (_unpacks(head, arguments) or any(isinstance(a, T) and self.packed[a.i] for a in arguments)))
+        if const and not self.packed[i]:
+            out.lines.append(f"(dense (node {i}))")
         if head == "add":  # sums commute there and back, which would claim the model's own sum as the rule's work
             out.lines.append(f'(set (tag_add {" ".join(map(str, arguments))}) "")')
         if value is not None:
@@ -425,6 +429,14 @@ class _Encoder:
     def finish(self) -> None:
         for name, *values in table_facts(self.windows):
             self.out.lines.append(f"({name} {' '.join(_quote(v) if isinstance(v, str) else str(v) for v in values)})")
+
+
+UNPACKING = ("Cast{", "DequantizeLinear{", "ConstantOfShape{", "Expand{", "Tile{", "Gather{")
+
+
+def _unpacks(head: str, arguments: Sequence[Any]) -> bool:
+    """Does this operator on weights make large tensors of small ones?"""
+    return head == "op" and str(arguments[0]).startswith(UNPACKING)
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,9 @@ FACTS: dict[str, Fact] = {
         Fact("live", "t"),
         Fact("zero", "t", _zero),
         Fact("one", "t", _one),
-        # A number times x costs nothing: a linear map makes x, with data movement after it at most.
+        # The model does not store this weight in a smaller form.
+        Fact("dense", "t"),
+        # A number times x costs nothing: a linear map with dense weights makes x, with data movement after it at most.
         Fact("absorbs", "t"),
         # A law that builds no term made something in this class equal to a part of itself.
         Fact("erased", "ts"),
