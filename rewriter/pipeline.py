@@ -249,6 +249,12 @@ class _Attempt:
     search: Search
     weights: WeightProgram | None
     notes: list[str] = field(default_factory=list)
+    kept: bool = False
+    """Is it the model itself, untouched?"""
+
+
+def _kept(source: _Source, stop: str, notes: list[str]) -> _Attempt:
+    return _Attempt(source.model.clone(), Search(stop=stop), None, notes, kept=True)
 
 
 def _optimize(
@@ -268,10 +274,13 @@ def _optimize(
         oracle = running.result()
     attempt, verification = _verified(attempt, plain, source, rules, limits, objective, saturator, bench, oracle, hints)
     if summarise(attempt.model).nodes > before.nodes:
-        attempt.notes.append("the rewritten graph had more nodes than the model: the model was kept as it was")
-        attempt = _Attempt(source.model.clone(), Search(stop=attempt.search.stop), None, attempt.notes)
+        more = "the rewritten graph had more nodes than the model: the model was kept as it was"
+        attempt = _kept(source, attempt.search.stop, [*attempt.notes, more])
         verification = Verification(True, inputs=0, reason="the model itself")
+    if attempt.kept:
         shared = {}
+    for value, declared in zip(attempt.model.graph.outputs, source.model.graph.outputs, strict=True):
+        value.type, value.shape = declared.type, declared.shape
     watch.end()
     s = attempt.search
     report = Report(
@@ -427,7 +436,7 @@ def _verified(
             without.search.declined.append(Decline(name, "the whole model", f"verification failed with this rule ({first})"))
             without.notes.append(f"rule {name} gave a wrong result here and was dropped: {first}")
             return without, verification
-    kept = _Attempt(source.model.clone(), Search(stop="verification failed"), None, [f"the rewritten model differed and was not used: {first}"])
+    kept = _kept(source, "verification failed", [f"the rewritten model differed and was not used: {first}"])
     verification = _judge(kept.model, oracle, bench)
     if verification.passed is False:
         raise VerificationFailed(f"run twice, the model itself does not give the same outputs ({verification.reason}): nothing was written")
