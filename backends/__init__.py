@@ -23,7 +23,7 @@ def backend(name: str) -> ModuleType:
     try:
         return importlib.import_module(f"backends.{name}")
     except ImportError as error:
-        raise InvalidInput(f"backend {name!r} cannot be imported ({error}); install what it needs, or choose another")
+        raise InvalidInput(f"backend {name!r} cannot be imported ({error}); install what it needs, or choose another") from None
 
 
 __all__ = ["NAMES", "Port", "Program", "backend"]

@@ -6,6 +6,9 @@ that ``x·A + x·B·C`` is seen to be a sum of two tensors of one shape whatever
 
 Sums are put in order here, once, because associativity inside the e-graph explodes: summands that are affine in the same tensor
 stand next to each other.
+
+A shape that begins with a name ``*...`` is one of unknown rank whose last dimensions are known: what comes out of a product with a
+constant matrix after an operator that nobody knows.
 """
 
 from __future__ import annotations
@@ -175,7 +178,9 @@ class _Encoder:
         self._opaque(node, inputs)
 
     def _float(self, node: ir.Node) -> bool:
-        return len(node.outputs) == 1 and node.outputs[0].dtype in FLOATS
+        # The operators of the algebra have one type throughout: a weight tells it where the inference does not.
+        types = [v.dtype for v in (*node.outputs, *node.inputs) if v is not None and v.dtype is not None]
+        return len(node.outputs) == 1 and bool(types) and types[0] in FLOATS
 
     def _opaque(self, node: ir.Node, inputs: list[int]) -> None:
         captured = tuple(dict.fromkeys(v for g in subgraphs(node) for v in captures(g)))
@@ -222,6 +227,8 @@ class _Encoder:
         A vector that broadcasting would repeat must find its length in x: an unknown length may be 1, and then x is what repeats.
         """
         small, large = self.shape(c), self.shape(x)
+        if large is not None and large and str(large[0]).startswith("*"):
+            large = large[1:]
         if small is None or large is None or len(small) > len(large) or not all(isinstance(d, int) for d in small):
             return None
         sizes = [d for d in small if isinstance(d, int)]
@@ -248,6 +255,8 @@ class _Encoder:
     def on_matmul(self, node: ir.Node, inputs: list[int]) -> bool:
         x, a = inputs
         left, right = self.shape(x), self.shape(a)
+        if left is None and self.constant[a] and not self.constant[x]:
+            left = (f"*{x}", "?")
         if left is None or right is None or len(left) < 2 or len(right) < 2:
             return False
         if not self.constant[a] and not self.constant[x]:
@@ -273,6 +282,12 @@ class _Encoder:
 
     def _plus(self, node: ir.Node, x: int, spread: tuple[str, int, T]) -> None:
         kind, axis, c = spread
+        head, inner = self.terms[x]
+        value = self.out.values[x]
+        if head == "linear" and axis == -1 and kind == "vector" and self.terms[inner[2].i][0] == "zero_row" and value is not None and _once(value):
+            # A product and its bias are one linear map from the start: nothing was rewritten.
+            self._put("linear", [*inner[:2], c], node, self.shape(x))
+            return
         arguments: list[Any] = [T(x), c] if kind == "number" else [T(x), c, axis]
         self._put("shift" if kind == "number" else "bias", arguments, node, self.shape(x))
 
@@ -447,6 +462,10 @@ class T:
 
     def __str__(self) -> str:
         return f"(node {self.i})"
+
+
+def _once(value: ir.Value) -> bool:
+    return len(value.uses()) == 1 and not value.is_graph_output()
 
 
 def _quote(text: str) -> str:

@@ -18,6 +18,7 @@ from passes.saturate import Search, saturate
 from passes.share_weights import share_weights
 from rewriter.egraph import Saturator
 from rewriter.infer_onnx import infer
+from rewriter.read_onnx import read_onnx
 from rewriter.text import text
 
 Golden = Callable[[str], None]
@@ -196,3 +197,20 @@ def test_a_search_is_a_function_of_its_input(saturator: Saturator) -> None:
     rewrite(PROGRAMS["lora"], saturator)
     assert ir.to_proto(rewrite(body, saturator)[0]).SerializeToString() == first
 
+
+
+def test_an_adapter_after_an_operator_that_nobody_knows(saturator: Saturator) -> None:
+    """Not even the rank of x is known: the two branches still read one tensor and end in one width."""
+    import onnx
+
+    body = f"""main (float[n,3] x) => (float[n,2] y) <{weight("W", 3, 2)}, {weight("b", 2)}, {weight("A", 3, 1)}, {weight("B", 1, 2)}>
+        {{ u = Relu(x)  p = MatMul(u, W)  v = Add(p, b)  q = MatMul(u, A)  r = MatMul(q, B)  y = Add(v, r) }}"""
+    proto = parse(body)
+    proto.graph.node[0].domain, proto.graph.node[0].op_type = "who.knows", "Strange"
+    proto.opset_import.append(onnx.helper.make_opsetid("who.knows", 1))
+    del proto.graph.value_info[:]
+    model = normalise(read_onnx(proto))
+    graph, _ = saturate(model.graph, rules.ALL, saturator)
+    model = ir.Model(graph, ir_version=9)
+    fold_weights(model)
+    assert sorted(n.op_type for n in drop_dead(model).graph) == ["Add", "MatMul", "Strange"]
