@@ -449,14 +449,5 @@ def table_facts(windows: Iterable[str], *, limit: int = 64) -> list[tuple[Any, .
     return list(rows)
 
 
-def windows_of(rows: Iterable[tuple[Any, ...]], windows: Iterable[str]) -> list[str]:
-    """All windows that can occur: the given ones and those that table rows create."""
-    found = set(windows)
-    for name, *values in rows:
-        table = TABLES[name]
-        found.update(values[table.inputs + i] for i in table.creates)
-    return sorted(found)
-
-
 def _tuples(values: list[str], n: int) -> list[tuple[str, ...]]:
     return functools.reduce(lambda acc, _: [(*t, v) for t in acc for v in values], range(n), [()])
