@@ -47,10 +47,13 @@ def measure(tokens: dict[str, Any]) -> dict[str, float]:
 @click.option("--times", default=2, show_default=True, help="Repetitions; the table has the least.")
 def main(times: int) -> None:
     """Seconds from module to callable."""
-    tokens = minilm.tokens(SENTENCES, 32)
-    runs = [measure(tokens) for _ in range(times)]
-    rows = [[name, f"{min(run.get(name, 0.0) for run in runs):.2f}"] for name in runs[0]]
-    show("MiniLM with LoRA, from module to callable", ["step", "seconds"], rows)
+    columns = {}
+    for count in (2, len(SENTENCES)):
+        runs = [measure(minilm.tokens(SENTENCES[:count], 32)) for _ in range(times)]
+        columns[f"{count} sentences"] = {name: min(run[name] for run in runs) for name in runs[0]}
+    steps = next(iter(columns.values()))
+    rows = [[name, *(f"{column[name]:.2f}" for column in columns.values())] for name in steps]
+    show("MiniLM with LoRA, from module to callable, by example inputs", ["seconds", *columns], rows)
 
 
 if __name__ == "__main__":
