@@ -133,7 +133,7 @@ def join(a: Window, b: Window) -> tuple[Window, Widening, Widening] | None:
 
 
 def compose(first: Window, then: Window) -> Window | None:
-    """The window of ``then`` after ``first`` as one convolution, or None where that is not one (papers.md R10).
+    """The window of ``then`` after ``first`` as one convolution, or None where that is not one (R10).
 
     Exact if ``then`` is pointwise, or if ``first`` is pointwise (unpadded and bias-free, so that zeros stay zeros).
     """

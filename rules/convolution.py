@@ -72,40 +72,40 @@ PADDED = "1>1 k1x3 s1x1 p0,1,0,1 d1x1 g1"
 ROW = [[[[1.0, 2.0, 3.0]]]]
 
 
-@rule("x:nihw K:oihw b:o w:window s:o a:int", when="const(K) const(b) const(s)", given="channels(w,a)", cite="papers.md R4, R10", sample=_any,
+@rule("x:nihw K:oihw b:o w:window s:o a:int", when="const(K) const(b) const(s)", given="channels(w,a)", cite="R4, R10", sample=_any,
       breaks_at={"x": IMAGE, "K": [[[[2.0]]]], "b": [0.0], "w": ONE, "s": [1.0, 2.0], "a": -1})  # fmt: skip
 def scale_after_convolution(op: Reading, x: Term, K: Term, b: Term, w: Term, s: Term, a: Term) -> tuple[Term, Term]:
     """conv(x, K, b) * s == conv(x, K * s, b * s), s along the channels"""
     return op.scale(op.conv(x, K, b, w), s, a), op.conv(x, op.scale(K, s, op.less(a, 1)), op.scale(b, s, -1), w)
 
 
-@rule("x:nihw t:i K:oihw b:o w:window a:int", when="const(t) const(K) const(b)", given="channels(w,a)", cite="papers.md R4, R10", sample=_any,
+@rule("x:nihw t:i K:oihw b:o w:window a:int", when="const(t) const(K) const(b)", given="channels(w,a)", cite="R4, R10", sample=_any,
       breaks_at={"x": IMAGE, "K": [[[[2.0]]]], "b": [0.0], "w": ONE, "t": [1.0, 2.0], "a": -1})  # fmt: skip
 def scale_before_convolution(op: Reading, x: Term, t: Term, K: Term, b: Term, w: Term, a: Term) -> tuple[Term, Term]:
     """conv(x * t, K, b) == conv(x, K diag(t), b), t along the channels"""
     return op.conv(op.scale(x, t, a), K, b, w), op.conv(x, op.kernel_scale_inputs(K, t, w), b, w)
 
 
-@rule("x:nihw K:oihw b:o w:window c:", when="const(K) const(b) const(c)", cite="papers.md R4", sample=_any)
+@rule("x:nihw K:oihw b:o w:window c:", when="const(K) const(b) const(c)", cite="R4", sample=_any)
 def number_after_convolution(op: Reading, x: Term, K: Term, b: Term, w: Term, c: Term) -> tuple[Term, Term]:
     """c conv(x, K, b) == conv(x, c K, c b)"""
     return op.scalar(op.conv(x, K, b, w), c), op.conv(x, op.scalar(K, c), op.scalar(b, c), w)
 
 
-@rule("x:nihw c: K:oihw b:o w:window", when="const(c) const(K) const(b)", cite="papers.md R4", sample=_any)
+@rule("x:nihw c: K:oihw b:o w:window", when="const(c) const(K) const(b)", cite="R4", sample=_any)
 def number_before_convolution(op: Reading, x: Term, c: Term, K: Term, b: Term, w: Term) -> tuple[Term, Term]:
     """conv(c x, K, b) == conv(x, c K, b)"""
     return op.conv(op.scalar(x, c), K, b, w), op.conv(x, op.scalar(K, c), b, w)
 
 
-@rule("x:nihw K:oihw b:o w:window s:o a:int", when="const(K) const(b) const(s)", given="channels(w,a)", cite="papers.md R5, R10", sample=_any,
+@rule("x:nihw K:oihw b:o w:window s:o a:int", when="const(K) const(b) const(s)", given="channels(w,a)", cite="R5, R10", sample=_any,
       breaks_at={"x": IMAGE, "K": [[[[2.0]]]], "b": [0.0], "w": ONE, "s": [1.0, 2.0], "a": -1})  # fmt: skip
 def bias_after_convolution(op: Reading, x: Term, K: Term, b: Term, w: Term, s: Term, a: Term) -> tuple[Term, Term]:
     """conv(x, K, b) + s == conv(x, K, b + s), s along the channels"""
     return op.bias(op.conv(x, K, b, w), s, a), op.conv(x, K, op.add(b, s), w)
 
 
-@rule("x:nihw K:oihw b:o w:window y:nohw s:o a:int", when="const(K) const(b) const(s) multiple(y,x)", given="channels(w,a)", cite="papers.md R5",
+@rule("x:nihw K:oihw b:o w:window y:nohw s:o a:int", when="const(K) const(b) const(s) multiple(y,x)", given="channels(w,a)", cite="R5",
       sample=lambda draw: (v := _any(draw)) | {"y": draw.tensor((v["x"].shape[0], len(v["b"]), *Window.parse(v["w"]).size(v["x"].shape[2:])))},
       breaks_at={"x": IMAGE, "K": [[[[2.0]]]], "b": [0.0], "w": ONE, "y": IMAGE, "s": [1.0, 2.0], "a": -1})  # fmt: skip
 def bias_beside_convolution(op: Reading, x: Term, K: Term, b: Term, w: Term, y: Term, s: Term, a: Term) -> tuple[Term, Term]:
@@ -113,7 +113,7 @@ def bias_beside_convolution(op: Reading, x: Term, K: Term, b: Term, w: Term, y: 
     return op.add(op.conv(x, K, b, w), op.bias(y, s, a)), op.add(op.conv(x, K, op.add(b, s), w), y)
 
 
-@rule("x:nihw t:i K:oihw b:o w:window a:int", when="const(t) const(K) const(b) channels(w,a)", given="unpadded(w)", cite="papers.md R5, R10 (42, 72)",
+@rule("x:nihw t:i K:oihw b:o w:window a:int", when="const(t) const(K) const(b) channels(w,a)", given="unpadded(w)", cite="R5, R10 (42, 72)",
       sample=_unpadded, declines="a bias before a padded convolution: the border pixels see zeros instead of the bias",
       breaks_at={"x": IMAGE, "t": [1.0], "K": ROW, "b": [0.0], "w": PADDED, "a": -3})  # fmt: skip
 def bias_before_convolution(op: Reading, x: Term, t: Term, K: Term, b: Term, w: Term, a: Term) -> tuple[Term, Term]:
@@ -122,7 +122,7 @@ def bias_before_convolution(op: Reading, x: Term, t: Term, K: Term, b: Term, w: 
 
 
 @rule("x:nihw A:oihw b:o v:window B:oihw c:o w:window z:window p:text q:text", when="const(A) const(b) const(B) const(c)", given="joins(v,w,z,p,q)",
-      cite="papers.md R2, R10 (73; RepVGG, MobileOne)", sample=_two,
+      cite="R2, R10 (73; RepVGG, MobileOne)", sample=_two,
       declines="two convolutions of one input whose windows do not fit into one: strides, dilations or tap positions differ",
       breaks_at={"x": IMAGE, "A": [[[[1.0]]]], "b": [0.0], "v": ONE, "B": [[[[1.0, 2.0]]]], "c": [0.0],
                  "w": "1>1 k1x2 s1x1 p0,0,0,1 d1x2 g1", "z": ONE, "p": "+0,0|0,0 g1>1", "q": "+0,0|0,0 g1>1"})  # fmt: skip
@@ -133,7 +133,7 @@ def kernels_add(op: Reading, x: Term, A: Term, b: Term, v: Term, B: Term, c: Ter
 
 
 @rule("x:nihw K:oihw b:o w:window s:i a:int d:window z:window p:text q:text", when="const(K) const(b) const(s) channels(w,a)",
-      given="identity_window(w,d) joins(w,d,z,p,q)", cite="papers.md R10 (RepVGG)", sample=_skip,
+      given="identity_window(w,d) joins(w,d,z,p,q)", cite="R10 (RepVGG)", sample=_skip,
       breaks_at={"x": IMAGE, "K": [[[[1.0]]]], "b": [0.0], "w": STRIDED, "s": [1.0], "a": -3, "d": ONE, "z": ONE, "p": "+0,0|0,0 g1>1",
                  "q": "+0,0|0,0 g1>1"})  # fmt: skip
 def scaled_skip_is_a_kernel(
@@ -145,7 +145,7 @@ def scaled_skip_is_a_kernel(
 
 
 @rule("x:nihw K:oihw b:o w:window d:window z:window p:text q:text", when="const(K) const(b)", given="identity_window(w,d) joins(w,d,z,p,q)",
-      cite="papers.md R10 (RepVGG)", sample=_skip,
+      cite="R10 (RepVGG)", sample=_skip,
       breaks_at={"x": IMAGE, "K": [[[[1.0]]]], "b": [0.0], "w": STRIDED, "d": ONE, "z": ONE, "p": "+0,0|0,0 g1>1", "q": "+0,0|0,0 g1>1"})  # fmt: skip
 def skip_is_a_kernel(op: Reading, x: Term, K: Term, b: Term, w: Term, d: Term, z: Term, p: Term, q: Term) -> tuple[Term, Term]:
     """conv(x, K, b) + x == conv(x, K + I, b)"""
@@ -154,7 +154,7 @@ def skip_is_a_kernel(op: Reading, x: Term, K: Term, b: Term, w: Term, d: Term, z
 
 
 @rule("x:nihw K:oihw b:o w:window c: d:window z:window p:text q:text", when="const(K) const(b) const(c)",
-      given="identity_window(w,d) joins(w,d,z,p,q)", cite="papers.md R10", sample=_skip,
+      given="identity_window(w,d) joins(w,d,z,p,q)", cite="R10", sample=_skip,
       breaks_at={"x": IMAGE, "K": [[[[1.0]]]], "b": [0.0], "w": STRIDED, "c": 1.0, "d": ONE, "z": ONE, "p": "+0,0|0,0 g1>1",
                  "q": "+0,0|0,0 g1>1"})  # fmt: skip
 def multiple_skip_is_a_kernel(op: Reading, x: Term, K: Term, b: Term, w: Term, c: Term, d: Term, z: Term, p: Term, q: Term) -> tuple[Term, Term]:
@@ -164,7 +164,7 @@ def multiple_skip_is_a_kernel(op: Reading, x: Term, K: Term, b: Term, w: Term, c
 
 
 @rule("x:nihw A:oihw b:o v:window B:oihw c:o w:window z:window", when="const(A) const(b) const(B) const(c)", given="composes(v,w,z) unpadded(w)",
-      cite="papers.md R10 (21, 51, 72)", sample=lambda draw: _chain(draw, padded=False),
+      cite="R10 (21, 51, 72)", sample=lambda draw: _chain(draw, padded=False),
       breaks_at={"x": IMAGE, "A": [[[[1.0]]]], "b": [1.0], "v": ONE, "B": ROW, "c": [0.0], "w": PADDED, "z": PADDED})  # fmt: skip
 def convolutions_compose(op: Reading, x: Term, A: Term, b: Term, v: Term, B: Term, c: Term, w: Term, z: Term) -> tuple[Term, Term]:
     """conv(conv(x, A, b), B, c) == conv(x, B∘A, c + conv(b, B)), where one is pointwise and the second unpadded"""
@@ -173,7 +173,7 @@ def convolutions_compose(op: Reading, x: Term, A: Term, b: Term, v: Term, B: Ter
 
 
 @rule("x:nihw A:oihw b:o v:window B:oihw c:o w:window z:window", when="const(A) const(b) const(B) const(c)", given="composes(v,w,z) zero(b)",
-      cite="papers.md R10 (21, 51, 72)", sample=lambda draw: (v := _chain(draw, padded=True)) | {"b": v["b"] * 0},
+      cite="R10 (21, 51, 72)", sample=lambda draw: (v := _chain(draw, padded=True)) | {"b": v["b"] * 0},
       declines="two convolutions in a row that are not one: neither is pointwise, or a bias between them meets padding",
       breaks_at={"x": IMAGE, "A": [[[[1.0]]]], "b": [1.0], "v": ONE, "B": ROW, "c": [0.0], "w": PADDED, "z": PADDED})  # fmt: skip
 def bare_convolutions_compose(op: Reading, x: Term, A: Term, b: Term, v: Term, B: Term, c: Term, w: Term, z: Term) -> tuple[Term, Term]:
@@ -181,7 +181,7 @@ def bare_convolutions_compose(op: Reading, x: Term, A: Term, b: Term, v: Term, B
     return op.conv(op.conv(x, A, b, v), B, c, w), op.conv(x, op.kernel_compose(A, B, v, w), c, z)
 
 
-@rule("x:nihw w:window K:oihw b:o v:window z:window p:text q:text", when="const(K) const(b)", given="joins(v,w,z,p,q)", cite="papers.md R10 (73)",
+@rule("x:nihw w:window K:oihw b:o v:window z:window p:text q:text", when="const(K) const(b)", given="joins(v,w,z,p,q)", cite="R10 (73)",
       sample=lambda draw: _draw(draw, [DEPTHWISE, SQUARE]) | {"v": str(DEPTHWISE), "K": draw.tensor(DEPTHWISE.shape), "w": str(DEPTHWISE)},
       breaks_at={"x": IMAGE, "w": ONE, "K": ROW, "b": [0.0], "v": "1>1 k1x3 s1x2 p0,1,0,1 d1x1 g1", "z": ONE, "p": "+0,0|0,0 g1>1",
                  "q": "+0,0|0,0 g1>1"})  # fmt: skip
@@ -191,7 +191,7 @@ def mean_pool_is_a_kernel(op: Reading, x: Term, w: Term, K: Term, b: Term, v: Te
     return op.add(op.conv(x, K, b, v), op.mean_pool(x, w)), op.conv(x, kernel, b, z)
 
 
-@rule("x:nihw K:oihw b:o w:window c:", when="const(K) const(b) const(c)", cite="papers.md R5", sample=_any)
+@rule("x:nihw K:oihw b:o w:window c:", when="const(K) const(b) const(c)", cite="R5", sample=_any)
 def shift_after_convolution(op: Reading, x: Term, K: Term, b: Term, w: Term, c: Term) -> tuple[Term, Term]:
     """conv(x, K, b) + c == conv(x, K, b + c), c a number"""
     return op.shift(op.conv(x, K, b, w), c), op.conv(x, K, op.shift(b, c), w)
@@ -202,7 +202,7 @@ def _two_images(draw: Any) -> dict[str, Any]:
     return values | {"y": draw.tensor(values["x"].shape), "c": draw.tensor(values["b"].shape)}
 
 
-@rule("x:nihw K:oihw b:o w:window y:nihw c:o", when="const(K) const(b) const(c)", given="unit_stride(w)", cite="papers.md R3, R10",
+@rule("x:nihw K:oihw b:o w:window y:nihw c:o", when="const(K) const(b) const(c)", given="unit_stride(w)", cite="R3, R10",
       sample=_two_images, declines="one kernel over two images whose sizes a stride may hide",
       breaks_at={"x": [[[[1.0, 2.0]]]], "K": [[[[1.0]]]], "b": [0.0], "w": "1>1 k1x1 s1x2 p0,0,0,0 d1x1 g1", "y": [[[[1.0]]]],
                  "c": [0.0]})  # fmt: skip
