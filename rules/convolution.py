@@ -1,4 +1,4 @@
-"""A convolution is a linear map: R2, R4, R5 and R10 of papers.md for kernels, and its geometry (``rewriter.window``)."""
+"""A convolution is a linear map: R2, R4, R5 and R10 for kernels, and its geometry (``rewriter.window``)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Zeros and ones: R14 of papers.md. The facts come from the weights' values, or follow from other facts."""
+"""Zeros and ones: R14. The facts come from the weights' values, or follow from other facts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers pass through what only moves data, and through products of two run-time tensors: R4 and R8 of papers.md.
+"""Numbers pass through what only moves data, and through products of two run-time tensors: R4 and R8.
 
 So the 1/sqrt(d) of attention ends in the projection of the queries, whichever way it was spelled: on the queries, on both sides, or
 on the scores, which are the largest tensor of a block.

@@ -1,4 +1,4 @@
-"""Affine maps x·A + b with constant A and b: R1 to R5 of papers.md for matrices."""
+"""Affine maps x·A + b with constant A and b: R1 to R5 for matrices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Constant scales, numbers and biases among themselves: R4 and R5 of papers.md. Theories of linear maps take them in."""
+"""Constant scales, numbers and biases among themselves: R4 and R5. Theories of linear maps take them in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Branches written side by side: R6 and R7 of papers.md (scaled parallel adapters, and any two layers beside each other).
+"""Branches written side by side: R6 and R7 (scaled parallel adapters, and any two layers beside each other).
 
 One law seeds it (a sum of two maps is one map with stacked weights); the others move the concatenation towards the
 common input, where it becomes a concatenation of weights and so disappears. If one of them cannot move (two branches with
