@@ -1,0 +1,85 @@
+"""Which processor kernels are written for: its vectors, its registers, its second-level cache."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from backends.tvm.kernel import Machine
+
+_CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
+_FLAGS = Path("/proc/cpuinfo")
+# from wide to narrow; each must run all that the kernel of the operating system reports
+_FALLBACKS = ("x86-64-v4", "x86-64-v3", "x86-64-v2", "x86-64")
+_WIDE = ("avx2", "avx5", "avxv", "fma", "f16c", "sse4")
+
+
+def detect(threads: int, processor: str | None = None) -> Machine:
+    """The machine at hand, or one with the ``processor`` that LLVM knows by that name."""
+    import tvm  # type: ignore[import-untyped, unused-ignore]
+
+    known = tvm.target.codegen
+    name = processor or _usable(str(known.llvm_get_system_cpu()))
+    features = _features(name)
+    arm = str(known.llvm_get_system_triple()).startswith(("aarch64", "arm64"))
+    if "avx512f" in features and "avx512vl" in features:
+        lanes, registers = 16, 32
+    elif "avx2" in features and "fma" in features:
+        lanes, registers = 8, 16
+    else:
+        lanes, registers = 4, 32 if arm else 16
+    vnni = "avx512vnni" in features or "avxvnni" in features
+    return Machine(name, lanes, registers, threads, vnni, _second_level())
+
+
+def target(machine: Machine) -> Any:
+    """TVM's target for code that runs on ``machine``."""
+    import tvm
+
+    return tvm.target.Target({"kind": "llvm", "mcpu": machine.processor, "num-cores": machine.threads})
+
+
+def _usable(name: str) -> str:
+    """``name``, or a narrower processor where a hypervisor hides vector extensions that the model of the chip has."""
+    there = _reported()
+    if not there:
+        return name
+    for candidate in (name, *_FALLBACKS):
+        needed = {_plain(f) for f in _features(candidate) if f.startswith(_WIDE)}
+        if needed <= there:
+            return candidate
+    return name
+
+
+@cache
+def _features(processor: str) -> frozenset[str]:
+    import tvm
+
+    chosen = tvm.target.Target({"kind": "llvm", "mcpu": processor})
+    return frozenset(str(feature) for feature in tvm.target.codegen.llvm_get_cpu_features(chosen))
+
+
+def _reported() -> frozenset[str]:
+    """The extensions that the operating system lists, or none if it lists none (then the name is believed)."""
+    try:
+        lines = _FLAGS.read_text().splitlines()
+    except OSError:
+        return frozenset()
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+    return frozenset(_plain(flag) for flag in flags)
+
+
+def _plain(feature: str) -> str:
+    """One spelling for LLVM's and the operating system's names: avx512_vnni, avx512vnni; sse4.1, sse4_1."""
+    return feature.replace("_", "").replace(".", "")
+
+
+def _second_level() -> int:
+    try:
+        text = _CACHE.read_text().strip()
+    except OSError:
+        return 1 << 20
+    scale = {"K": 1 << 10, "M": 1 << 20}.get(text[-1:], 1)
+    digits = text.rstrip("KM")
+    return int(digits) * scale if digits.isdigit() else 1 << 20
