@@ -8,7 +8,7 @@ from types import ModuleType
 from backends.program import Port, Program
 from rewriter.errors import InvalidInput
 
-NAMES = ("onnxruntime", "tvm", "torch", "reference")
+NAMES = ("onnxruntime", "tvm", "openvino", "inductor", "torch", "reference")
 
 
 def backend(name: str) -> ModuleType:

@@ -106,13 +106,7 @@ class OnnxRuntimeProgram:
             raise InvalidInput(f"ONNX Runtime could not run the model: {error}") from None
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        target = Path(directory, "model.onnx")
-        if target.exists():
-            return
-        if isinstance(self._source, Path):
-            _copy_model(self._source, target)
-        else:
-            target.write_bytes(self._source.SerializeToString())
+        save_model(self._source, Path(directory, "model.onnx"))
 
     def _run_as_values(self, arrays: list[Any]) -> list[Any]:
         feeds = {name: _to_value(array)._ortvalue for name, array in zip(self._names, arrays, strict=True)}
@@ -125,6 +119,18 @@ def write_with_external_data(model: onnx.ModelProto, path: Path) -> None:
     import onnx_ir
 
     onnx_ir.save(onnx_ir.from_proto(model), path, external_data=path.name + ".data")
+
+
+def save_model(source: onnx.ModelProto | Path, target: Path) -> None:
+    """Write ``source``, with its external data, to ``target``, unless something is there already."""
+    if target.exists():
+        return
+    if isinstance(source, Path):
+        _copy_model(source, target)
+    elif source.ByteSize() < LARGE:
+        target.write_bytes(source.SerializeToString())
+    else:
+        write_with_external_data(source, target)
 
 
 def _session(source: str | bytes, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:

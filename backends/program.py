@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from rewriter.errors import InvalidInput
+
 if TYPE_CHECKING:
     import onnx
 
@@ -59,6 +61,26 @@ def model_inputs(graph: onnx.GraphProto) -> tuple[Port, ...]:
     """The inputs a caller must give: those that are not defaulted by an initializer of the same name (ONNX IR < 4)."""
     defaulted = {tensor.name for tensor in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
     return ports_of([value for value in graph.input if value.name not in defaulted])
+
+
+def accepted(ports: Sequence[Port], inputs: Sequence[Any]) -> list[Any]:
+    """``inputs`` as NumPy arrays, one for each of ``ports``. Raises InvalidInput where the number, a type or a shape does not fit."""
+    from backends.arrays import as_numpy
+
+    if len(inputs) != len(ports):
+        raise InvalidInput(f"{len(inputs)} inputs were given; the model takes {len(ports)}: {[port.name for port in ports]}")
+    arrays = [as_numpy(value) for value in inputs]
+    for port, array in zip(ports, arrays, strict=True):
+        if array.dtype.name != port.dtype:
+            raise InvalidInput(f"input {port.name!r} is {array.dtype.name}; the model takes {port.dtype}")
+        if port.shape is not None and not _fits(array.shape, port.shape):
+            raise InvalidInput(f"input {port.name!r} has shape {list(array.shape)}; the model takes {list(port.shape)}")
+    return arrays
+
+
+def _fits(shape: Sequence[int], declared: Sequence[int | str | None]) -> bool:
+    """-1 is what some exporters write for a size that is not known."""
+    return len(shape) == len(declared) and all(not isinstance(d, int) or d in (-1, n) for n, d in zip(shape, declared, strict=True))
 
 
 def _port(value: onnx.ValueInfoProto) -> Port:

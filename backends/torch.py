@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import onnx
 import torch
 
 from backends.arrays import as_numpy
-from backends.onnxruntime import LARGE, write_with_external_data
+from backends.onnxruntime import save_model
 from backends.program import model_inputs, ports_of
 from backends.threads import thread_count, visible_cores
 from backends.torch_graph import to_module
@@ -42,13 +43,18 @@ def build(
         raise InvalidInput(
             f"the torch backend has no target {target!r}; there is 'cpu' (move .module where you want it)"
         )
+    return TorchProgram(prepared(model, threads))
+
+
+def prepared(model: onnx.ModelProto | str | os.PathLike[str], threads: int | None) -> onnx.ModelProto:
+    """The model, read if it is a path; and PyTorch's thread count set, which is one for the whole process."""
     if isinstance(model, (str, os.PathLike)):
         if not Path(model).is_file():
             raise InvalidModel(f"{model}: no such file")
         model = onnx.load(model)
     if threads is not None:
         torch.set_num_threads(min(thread_count(threads), visible_cores()))
-    return TorchProgram(model)
+    return model
 
 
 def restore(directory: str | os.PathLike[str], threads: int | None = None) -> TorchProgram:
@@ -65,6 +71,7 @@ class TorchProgram:
         self.notes: list[str] = []
         self.module = to_module(model)
         self._model = model
+        self._run: Callable[..., Sequence[torch.Tensor]] = self.module.forward  # not __call__: that prints a traceback before it raises
 
     def __call__(self, *inputs: Any) -> list[Any]:
         if len(inputs) != len(self.inputs):
@@ -73,19 +80,13 @@ class TorchProgram:
         tensors = [self._accept(port.name, port.dtype, value) for port, value in zip(self.inputs, inputs, strict=True)]
         with torch.no_grad():
             try:
-                results = self.module.forward(*tensors)  # not __call__: that prints a traceback before it raises
+                results = self._run(*tensors)
             except (RuntimeError, IndexError, ValueError, TypeError) as error:
                 raise InvalidInput(f"PyTorch could not run the model: {error}") from None
         return [as_numpy(result) for result in results]
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        path = Path(directory, "model.onnx")
-        if path.exists():
-            return
-        if self._model.ByteSize() < LARGE:
-            path.write_bytes(self._model.SerializeToString())
-        else:
-            write_with_external_data(self._model, path)
+        save_model(self._model, Path(directory, "model.onnx"))
 
     def _accept(self, name: str, dtype: str, value: Any) -> torch.Tensor:
         tensor = value.detach() if isinstance(value, torch.Tensor) else to_tensor(as_numpy(value))
