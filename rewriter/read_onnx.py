@@ -221,7 +221,8 @@ def _check_shape(value: ir.Value, shape: Sequence[int]) -> None:
     if value.shape is None:
         return
     fits = len(shape) == len(value.shape) and all(
-        not isinstance(dim, int) or dim == size for dim, size in zip(value.shape, shape, strict=True)
+        not isinstance(dim, int) or dim in (-1, size)  # exporters have written -1 for a size that is not known
+        for dim, size in zip(value.shape, shape, strict=True)
     )
     if not fits:
         raise InvalidInput(f"input '{value.name}' has shape {value.shape}; {list(shape)} does not fit it")

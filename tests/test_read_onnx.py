@@ -248,6 +248,12 @@ def test_input_shapes_fix_symbols_everywhere() -> None:
     assert model.graph.outputs[0].shape == ir.Shape([4, 3])
 
 
+def test_input_shapes_fix_sizes_that_exporters_wrote_as_minus_one() -> None:
+    model = parse("main (float[n, 3] x) => (float[n, 3] y) { y = Relu(x) }")
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    assert read_onnx(model, input_shapes={"x": (4, 3)}).graph.inputs[0].shape == ir.Shape([4, 3])
+
+
 @pytest.mark.parametrize(
     ("shapes", "words"),
     [
