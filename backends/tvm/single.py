@@ -9,8 +9,8 @@ import numpy as np
 import tvm  # type: ignore[import-untyped, unused-ignore]
 from tvm import tirx  # type: ignore[import-untyped, unused-ignore]
 
+from backends.tvm.codegen import compile_functions
 from backends.tvm.kernel import Config, Kernel, Machine
-from backends.tvm.machine import target
 
 Array = np.ndarray[Any, Any]
 
@@ -47,7 +47,7 @@ def build(kernels: Sequence[Kernel], machine: Machine, configs: Sequence[Config 
         inner = tvm.ir.GlobalVar(f"kernel{i}")
         parts[inner] = kernel.write(config, machine)
         parts[tvm.ir.GlobalVar(f"main{i}")] = _entry(f"main{i}", inner, parts[inner])
-    library = tvm.compile(tvm.IRModule(parts), target=target(machine))
+    library = compile_functions(parts, machine)
     return [Single(kernel, library[f"main{i}"], sizes[i]) for i, kernel in enumerate(kernels)]
 
 
