@@ -15,8 +15,9 @@ from backends.pipe import Message, receive, send
 Programs = dict[str, Any]
 
 
-def main(backend: str, memory: int) -> None:
-    """Serve requests from standard input until it closes; ``memory`` bounds the address space in bytes (0: no bound)."""
+def main(name: str, memory: int) -> None:
+    """Serve requests for the module ``name`` from standard input until it closes; ``memory`` bounds the address space in bytes
+    (0: no bound)."""
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print must not get among the replies
     requests = sys.stdin.buffer
@@ -25,7 +26,7 @@ def main(backend: str, memory: int) -> None:
     module: Any = None
     while True:
         try:
-            module = module or importlib.import_module(f"backends.{backend}")  # before the first request: it takes long
+            module = module or importlib.import_module(name)  # before the first request: it takes long
             message, values = receive(requests)
             reply, results = _ACTIONS[message["do"]](module, programs, message, values)
         except EOFError:

@@ -25,12 +25,16 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model on a backend, or a program that was saved; ``options`` go to the backend's ``build`` or ``restore``."""
+    """A model on a backend, or a program that was saved; ``options`` go to the backend's ``build`` or ``restore``.
+
+    ``package``: where the backend's module lies.
+    """
 
     backend: str
     model: onnx.ModelProto | str | os.PathLike[str] | None = None
     saved: str | os.PathLike[str] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    package: str = "backends"
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class Comparison:
         self._candidates = dict(candidates)
         self._threads = threads
         self._workers = {
-            name: Worker(candidate.backend, threads=threads, timeout=timeout)
+            name: Worker(candidate.backend, threads=threads, timeout=timeout, package=candidate.package)
             for name, candidate in self._candidates.items()
         }
         for worker in self._workers.values():

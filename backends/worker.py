@@ -18,7 +18,7 @@ from backends.threads import thread_count
 from rewriter.errors import RewriterError
 
 _ROOT = str(Path(__file__).resolve().parent.parent)
-_MAIN = "import sys; sys.path.insert(0, {root!r}); from backends.child import main; main({backend!r}, {memory})"
+_MAIN = "import sys; sys.path.insert(0, {root!r}); from backends.child import main; main({module!r}, {memory})"
 
 
 class CrashedError(RewriterError):
@@ -37,10 +37,19 @@ class Worker:
     """One child process with one backend. ``start`` returns at once, so that the child's imports take no time here."""
 
     def __init__(
-        self, backend: str, *, threads: int | None = None, timeout: float = 300.0, memory: int | None = None
+        self,
+        backend: str,
+        *,
+        threads: int | None = None,
+        timeout: float = 300.0,
+        memory: int | None = None,
+        package: str = "backends",
     ) -> None:
-        """``timeout`` bounds each request, in seconds; ``memory`` the child's address space in bytes (None: no bound)."""
-        self._backend = backend
+        """``timeout`` bounds each request, in seconds; ``memory`` the child's address space in bytes (None: no bound).
+
+        ``package``: where the module ``backend`` lies; it has ``build`` and ``restore`` as backends have.
+        """
+        self._backend, self._module = backend, f"{package}.{backend}"
         self._threads = thread_count(threads)
         self.timeout = timeout
         self._memory = memory or 0
@@ -54,7 +63,7 @@ class Worker:
             return
         self.close()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the process
-        program = _MAIN.format(root=_ROOT, backend=self._backend, memory=self._memory)
+        program = _MAIN.format(root=_ROOT, module=self._module, memory=self._memory)
         # -P: a file in the user's directory must not shadow a module
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", program],

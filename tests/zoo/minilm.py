@@ -62,13 +62,14 @@ def export(module: Any, path: Path) -> Path:
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=512)
     shapes = {name: {0: batch, 1: length} for name in INPUTS}
     torch.onnx.export(
-        _Embedder(module), tuple(example.values()), str(path), dynamo=True, dynamic_shapes=tuple(shapes.values()), opset_version=20,
+        embedder(module), tuple(example.values()), str(path), dynamo=True, dynamic_shapes=tuple(shapes.values()), opset_version=20,
         input_names=list(INPUTS), verbose=False,
     )  # fmt: skip
     return path
 
 
-def _Embedder(module: Any) -> Any:
+def embedder(module: Any) -> Any:
+    """The network as a function of ``INPUTS`` that gives one tensor, the last hidden state."""
     import torch
 
     class Embedder(torch.nn.Module):

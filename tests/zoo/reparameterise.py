@@ -23,7 +23,7 @@ def _import_timm() -> Any:
 
 
 def network(name: str, seed: int = 0) -> Any:
-    """A network of ``CONVOLUTIONS`` in evaluation mode, random weights, its BatchNorms and layer scales far from the identity."""
+    """A network of timm in evaluation mode, random weights, its BatchNorms and layer scales far from the identity."""
     torch.manual_seed(seed)
     module = _import_timm().create_model(name)
     generator = torch.Generator().manual_seed(seed)
