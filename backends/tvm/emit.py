@@ -15,6 +15,7 @@ import tvm  # type: ignore[import-untyped, unused-ignore]
 from tvm import tirx  # type: ignore[import-untyped, unused-ignore]
 
 Expr = Any  # an expression of TIR, or a Python number where a constant will do
+_LOAD = type(tirx.BufferLoad(tirx.decl_buffer((1,), "int32"), [0]))  # the class has no public name
 _WHOLE = 2**31 - 1  # elements of an operand, for the compiler: it is never asked to check bounds
 
 
@@ -63,8 +64,21 @@ class Emitter:
         if isinstance(value, (int, float, tirx.IntImm, tirx.FloatImm, tirx.Var)):
             return value
         variable = tirx.Var(self._fresh(name), value.ty)
-        self._add(tirx.Bind(variable, value))
+        self._add(tirx.Bind(variable, self._opaque(value)))
         return variable
+
+    def _opaque(self, value: Expr) -> Expr:
+        """``value`` by way of the stack, which LLVM takes out again, unless it is a number or an element in memory.
+
+        TVM's analysis puts what a name is bound to in its place, names in it included: exponential in a polynomial.
+        """
+        kind, lanes = str(value.ty.dtype), lanes_of(value)
+        element = kind.partition("x")[0]
+        if isinstance(value, _LOAD) or element == "bool" or (lanes == 1 and not element.startswith("float")):
+            return value
+        kept = self.local(lanes, element, "kept")
+        self.store(kept, 0, value)
+        return self.load(kept, 0, lanes)
 
     @contextlib.contextmanager
     def loop(self, count: Expr, name: str = "i", start: Expr = 0, parallel: bool = False) -> Iterator[Any]:
