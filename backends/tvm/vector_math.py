@@ -108,7 +108,7 @@ def exp(e: Emitter, x: Expr) -> Expr:
 def expm1_of_negative(e: Emitter, x: Expr) -> Expr:
     """e^x - 1 for x <= 0, relatively precise near 0."""
     if element(x) != "float32":
-        return _library(e, "expm1", x)
+        return library_call(e, "expm1", x)
     x = e.bind(at_least(e, x, -30.0))
     power, r = _reduced(e, x)
     tail = e.bind(_polynomial(e, _EXP, r) * (r * r) + r)
@@ -137,7 +137,7 @@ def log(e: Emitter, x: Expr) -> Expr:
 def log1p_of_fraction(e: Emitter, x: Expr) -> Expr:
     """log(1 + x) for 0 <= x <= 1."""
     if element(x) != "float32":
-        return _library(e, "log1p", x)
+        return library_call(e, "log1p", x)
     x = e.bind(x)
     large = x > constant(0.41421356, x)
     f = e.bind(where(large, x * constant(0.5, x) - constant(0.5, x), x))  # 1 + x = 2 (1 + f), without rounding
@@ -163,7 +163,7 @@ def tanh(e: Emitter, x: Expr) -> Expr:
 def erf(e: Emitter, x: Expr) -> Expr:
     """The error function."""
     if element(x) != "float32":
-        return _library(e, "erf", x)
+        return library_call(e, "erf", x)
     x = e.bind(x)
     near, rest = _erf_parts(e, x)
     far = with_sign(constant(1.0, x) - rest, x)
@@ -251,13 +251,15 @@ def _intrinsic(name: str, *operands: Expr) -> Expr:
     return tirx.call_llvm_pure_intrin(str(operands[0].ty.dtype), name, *operands)
 
 
-def _library(e: Emitter, name: str, x: Expr) -> Expr:
-    """A function of the C library, element by element through the stack."""
-    lanes, dtype = lanes_of(x), element(x)
+def library_call(e: Emitter, name: str, *operands: Expr) -> Expr:
+    """A function of the C library, element by element through the stack; ``name`` is that for float64."""
+    lanes, dtype = lanes_of(operands[0]), element(operands[0])
+    called = f"{name}f" if dtype == "float32" else name
     if lanes == 1:
-        return tirx.call_pure_extern(dtype, name, x)
-    spare = e.local(lanes, dtype, "spare")
-    e.store(spare, 0, x)
+        return tirx.call_pure_extern(dtype, called, *operands)
+    spare = [e.local(lanes, dtype, "spare") for _ in operands]
+    for place, operand in zip(spare, operands, strict=True):
+        e.store(place, 0, operand)
     with e.loop(lanes, "lane") as lane:
-        e.store(spare, lane, tirx.call_pure_extern(dtype, name, e.load(spare, lane)))
-    return e.load(spare, 0, lanes)
+        e.store(spare[0], lane, tirx.call_pure_extern(dtype, called, *(e.load(place, lane) for place in spare)))
+    return e.load(spare[0], 0, lanes)
