@@ -98,7 +98,7 @@ class Emitter:
         """Statements that run only if ``condition`` holds."""
         self._blocks.append([])
         yield
-        self._add(tirx.IfThenElse(condition, _sequence(self._blocks.pop())))
+        self._add(tirx.IfThenElse(condition, _sequence(self._blocks.pop()), None))
 
     def choose(self, condition: Expr, then: Any, otherwise: Any) -> None:
         """Run what ``then()`` writes if ``condition`` holds, else what ``otherwise()`` writes."""
