@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from backends.tvm.operators import refusal
+from backends.tvm.lower import refusal
 
 if TYPE_CHECKING:
     import onnx
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def refuses(node: onnx_ir.Node) -> str | None:
     """The reason why ``node`` is left to ONNX Runtime, or None."""
-    return refusal(node.domain, node.op_type, len([output for output in node.outputs if output.name]))
+    return refusal(node.op_type, node.domain)
 
 
 def build(
@@ -32,18 +32,18 @@ def build(
     target: str = "cpu",
     threads: int | None = None,
     example_inputs: Any = None,
-    limit: int | None = None,
+    tune: int = 0,
     seconds: float = 300.0,
 ) -> TvmProgram:
     """Compile ``model``, now for the shapes of ``example_inputs`` (arrays in graph order) or its own if those are fixed,
     else when it is first called.
 
-    ``limit``: refuse models with more nodes than this (UnsupportedModel); ``seconds``: what all compilation for one set of
-    shapes may take, after which regions go to ONNX Runtime.
+    ``tune``: configurations to measure beyond the few that each kernel gets, shared by how heavy the kernels are;
+    ``seconds``: what all compilation for one set of shapes may take, after which regions go to ONNX Runtime.
     """
     from backends.tvm.program import make
 
-    return make(model, target, threads, example_inputs, limit, seconds)
+    return make(model, target, threads, example_inputs, tune, seconds)
 
 
 def restore(directory: str | os.PathLike[str], threads: int | None = None) -> TvmProgram:

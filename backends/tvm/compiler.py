@@ -1,8 +1,10 @@
-"""What runs in the compiler's process: fixing shapes, folding, importing, compiling, and trying the result."""
+"""What runs in the compiler's process: folding, lowering, measuring, compiling, and trying the result."""
 
 from __future__ import annotations
 
-import os
+import json
+import sys
+from pathlib import Path
 from typing import Any
 
 Reply = tuple[Any, list[Any]]
@@ -20,36 +22,45 @@ def fold(values: list[Any], *, source: str, result: str) -> Reply:
     return None, []
 
 
-def compile_region(values: list[Any], *, source: str, library: str, threads: int) -> Reply:
-    """Compile the model ``source`` (fixed shapes, operators of ``operators.TAKEN``) to the shared library ``library``."""
+def compile_region(values: list[Any], *, source: str, library: str, threads: int, tune: int = 0, fast: int = 4) -> Reply:
+    """Compile the model ``source`` (fixed shapes) to ``library``: machine code, weights beside it, and what to call it with.
+
+    ``fast``: the largest Winograd tile allowed; the reply says whether any was used (``fast``), and how many kernels there are.
+    """
     import onnx
-    import tvm  # type: ignore[import-untyped, unused-ignore]
-    from tvm import relax
-    from tvm.relax.frontend.onnx import from_onnx  # type: ignore[import-untyped, unused-ignore]
 
-    target = tvm.target.Target({"kind": "llvm", "mcpu": _processor(tvm), "num-cores": threads})
-    module = from_onnx(onnx.load(source), keep_params_in_input=False)
-    with target:
-        module = relax.get_pipeline("zero")(module)
-    tvm.compile(module, target=target).export_library(library)
-    return {"functions": len(module.functions)}, []
+    from backends.tvm import module
+    from backends.tvm.database import Database, digest
+    from backends.tvm.graph import read
+    from backends.tvm.lower import lower
+    from backends.tvm.machine import detect
+    from backends.tvm.tune import choose
+
+    machine, database = detect(threads), Database()
+    low = lower(read(onnx.load(source)), machine, fast)
+    configs = choose(low, database, tune=tune)
+    layout = module.plan(low, configs)
+    name = digest(machine, module.structure(low, configs, layout))
+    code = database.library(name)
+    if code is None:
+        module.build(low, configs, layout, library)
+        database.keep_library(name, Path(library).read_bytes())
+    else:
+        Path(library).write_bytes(code)
+    layout.weights.tofile(Path(library).with_suffix(".weights"))
+    Path(library).with_suffix(".json").write_text(json.dumps(module.signature(low, layout)))
+    used = any("Winograd" in launch.label for launch in low.launches)
+    return {"kernels": len(configs), "launches": len(low.launches), "fast": used}, []
 
 
-def try_region(values: list[Any], *, library: str, outputs: int) -> Reply:
+def try_region(values: list[Any], *, library: str) -> Reply:
     """The results of a compiled region, computed here, where a crash is harmless."""
     from backends.tvm.runtime import Library
 
-    results = Library(library, None)(values)
-    if len(results) != outputs:
-        raise ValueError(f"the library returns {len(results)} results for {outputs} outputs")
-    return None, results
-
-
-def _processor(tvm: Any) -> str:
-    return str(tvm.target.codegen.llvm_get_system_cpu())
+    return None, Library(library, None)(values)
 
 
 REMOTE = {"fold": fold, "compile_region": compile_region, "try_region": try_region}
 
-# the compiler's own pool of threads; the region's is fixed by its target
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+if "torch" not in sys.modules:
+    sys.modules["torch"] = None  # type: ignore[assignment] # TVM would import it, which takes seconds and is of no use here

@@ -59,6 +59,9 @@ class Chain:
     steps: tuple[Step, ...] = ()
 
 
+PLAIN = Chain()  # stores the result as it is
+
+
 class Kernel(Protocol):
     """A template. Its functions take pointers: the inputs in order, the chain's operands, the output, and last the
     scratch memory (bytes, aligned to 64) if ``scratch`` says that there is any."""

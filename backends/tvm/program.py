@@ -37,6 +37,7 @@ class TvmProgram:
         whole: onnxruntime.OnnxRuntimeProgram,
         model: onnx.ModelProto | None,
         threads: int,
+        tune: int,
         seconds: float,
     ) -> None:
         """``model`` is None for a program that was restored: it has its plans, and makes no new ones."""
@@ -46,6 +47,7 @@ class TvmProgram:
         self._whole = whole
         self._model = model
         self._threads = threads
+        self._tune = tune
         self._seconds = seconds
         self._plans: dict[Key, _Running] = {}
         self._folder = tempfile.TemporaryDirectory(prefix="rewriter-tvm-")
@@ -113,7 +115,7 @@ class TvmProgram:
         named = {port.name: array for port, array in zip(self.inputs, arrays, strict=True)}
         # the compiler's process gets the cores; this one waits
         with Worker("tvm.compiler", threads=self._threads, timeout=self._seconds) as worker:
-            made: Plan = plan(model, named, folder, worker, threads=self._threads, seconds=self._seconds)
+            made: Plan = plan(model, named, folder, worker, threads=self._threads, tune=self._tune, seconds=self._seconds)
         self.notes += [note for note in made.notes if note not in self.notes]
         steps = [vars(step) for step in made.steps]
         return _Running(folder, steps, made.weights, self.inputs, self.outputs, self._threads)
@@ -160,7 +162,7 @@ def make(
     target: str,
     threads: int | None,
     example_inputs: Sequence[Any] | None,
-    limit: int | None,
+    tune: int,
     seconds: float,
 ) -> TvmProgram:
     """As ``backends.tvm.build``."""
@@ -174,11 +176,8 @@ def make(
         if not Path(model).is_file():
             raise InvalidModel(f"{model}: no such file")
         model = onnx.load(model)
-    count = len(model.graph.node)
-    if limit is not None and count > limit:
-        raise UnsupportedModel(f"{count} nodes would take TVM long to compile (limit {limit}); ask for backend 'tvm'")
     whole = onnxruntime.build(model, threads=threads)
-    program = TvmProgram(whole, model, thread_count(threads), seconds)
+    program = TvmProgram(whole, model, thread_count(threads), tune, seconds)
     if example_inputs is not None:
         program.compile(example_inputs)
     elif all(port.dtype not in ("", "str") and _static(port) for port in program.inputs):
@@ -194,10 +193,8 @@ def reopen(directory: str | os.PathLike[str], threads: int | None) -> TvmProgram
     lacking = sorted(set(built["flags"]) - set(here["flags"]))
     if built["machine"] != here["machine"] or lacking:
         what = lacking[0] if lacking else built["machine"]
-        raise UnsupportedModel(
-            f"{folder} was compiled for a processor with {what}, which this one lacks; compile again here"
-        )
-    program = TvmProgram(onnxruntime.restore(directory, threads), None, threads or index["threads"], 0.0)
+        raise UnsupportedModel(f"{folder} was compiled for a processor with {what}, which this one lacks; compile again here")
+    program = TvmProgram(onnxruntime.restore(directory, threads), None, threads or index["threads"], 0, 0.0)
     program.restore_plans(folder, index)
     return program
 

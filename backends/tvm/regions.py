@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,13 +15,13 @@ from onnx import numpy_helper
 from backends import onnxruntime, reference
 from backends.onnxruntime import LARGE, write_with_external_data
 from backends.partition import Part, halves, part_model, partition, type_of
-from backends.tvm.operators import FIXED, peculiar, refusal
+from backends.tvm.lower import refusals
 from backends.worker import Worker
 from rewriter.errors import RewriterError
 
 HALVINGS = 4  # of a region that fails: one bad node should not cost the whole region
 LEAST = 3  # nodes: a smaller region does not pay for its border
-_KINDS = ("float32", "float64", "int8", "uint8", "int32", "int64", "bool")  # what is trusted across a region's border
+NEAR, FAR = 4.0, 16.0  # how many times as far from the float64 result as ONNX Runtime's: by fast algorithms, and by others
 
 
 @dataclass(frozen=True)
@@ -51,17 +50,21 @@ def plan(
     worker: Worker,
     *,
     threads: int,
+    tune: int,
     seconds: float,
 ) -> Plan:
     """Split and compile ``model`` for inputs of these shapes; files go to ``folder``. What fails runs on ONNX Runtime."""
     end = time.monotonic() + seconds
+    compiler = _Compiler(folder, worker, threads, tune, end)
     notes: list[str] = []
     folded = _folded(model, inputs, folder, worker, notes, seconds)
     results = {output.name for output in folded.graph.output}
     weights = {t.name: numpy_helper.to_array(t) for t in folded.graph.initializer if t.name in results}
     values: dict[str, Any] = {**weights, **inputs}
     steps: list[Step] = []
-    waiting = [(part, 0) for part in reversed(partition(folded, _taker(folded), least=LEAST))]
+    refused = refusals(folded)
+    notes += _summary(refused)
+    waiting = [(part, 0) for part in reversed(partition(folded, lambda node: _taken(node, refused), least=LEAST))]
     attempts = 0
     while waiting:
         part, depth = waiting.pop()
@@ -69,8 +72,7 @@ def plan(
         proto = part_model(folded, part, values)
         made, kind = _runtime_results(proto, part, values), "onnxruntime"
         if part.taken:
-            left = end - time.monotonic()
-            reason = _compiled(proto, part, values, made, folder, f"{attempts}", worker, threads, left)
+            reason = compiler.compile(proto, [np.asarray(values[n]) for n in part.inputs], made, f"{attempts}")
             if reason is None:
                 kind = "tvm"
             elif depth < HALVINGS and len(part.nodes) >= 2 * LEAST and end > time.monotonic():
@@ -86,17 +88,11 @@ def plan(
     return Plan(tuple(steps), weights, tuple(notes))
 
 
-def _folded(
-    model: onnx.ModelProto, inputs: Mapping[str, Any], folder: Path, worker: Worker, notes: list[str], seconds: float
-) -> onnx.ModelProto:
+def _folded(model: onnx.ModelProto, inputs: Mapping[str, Any], folder: Path, worker: Worker, notes: list[str], seconds: float) -> onnx.ModelProto:
     """``model`` with its shapes fixed and what follows from them computed; without that, most models do not import."""
     from onnx import inliner
 
-    fixed = (
-        inliner.inline_local_functions(model)
-        if model.functions
-        else onnx.ModelProto.FromString(model.SerializeToString())
-    )
+    fixed = inliner.inline_local_functions(model) if model.functions else onnx.ModelProto.FromString(model.SerializeToString())
     del fixed.graph.value_info[:]
     for value in fixed.graph.input:
         if value.name in inputs:
@@ -118,29 +114,17 @@ def _folded(
             path.unlink()
 
 
-def _taker(model: onnx.ModelProto) -> Any:
-    """Whether a node may go into a compiled region: its operator, its types, and that its shapes are known now."""
-    known = {t.name for t in model.graph.initializer}
-    known |= {name for node in model.graph.node if node.op_type == "Constant" for name in node.output}
-    small = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if len(t.dims) <= 1}
-    kinds = {t.name: t.data_type for t in model.graph.initializer}
-    # without types, only the operators decide, and the check of the region
-    with contextlib.suppress(onnx.shape_inference.InferenceError, ValueError):
-        inferred = onnx.shape_inference.infer_shapes(model).graph
-        for value in (*inferred.input, *inferred.value_info, *inferred.output):
-            kinds[value.name] = value.type.tensor_type.elem_type
-    numbers = {onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind)) for kind in _KINDS}
+def _taken(node: onnx.NodeProto, refused: Mapping[str, str]) -> bool:
+    return bool(node.output) and node.output[0] not in refused
 
-    def takes(node: onnx.NodeProto) -> bool:
-        if refusal(node.domain, node.op_type, len([o for o in node.output if o])) is not None:
-            return False
-        if peculiar(node, small):
-            return False
-        fixed = [node.input[i] for i in FIXED.get(node.op_type, ()) if i < len(node.input) and node.input[i]]
-        touched = [kinds.get(name, 1) for name in (*node.input, *node.output) if name]
-        return all(name in known for name in fixed) and all(kind in numbers for kind in touched)
 
-    return takes
+def _summary(refused: Mapping[str, str]) -> list[str]:
+    """One line for each reason: how many nodes, and the first of them."""
+    reasons: dict[str, list[str]] = {}
+    for line in refused.values():
+        op, _, why = line.partition(" ")
+        reasons.setdefault(f"{op}: {why.partition(': ')[2]}", []).append(line)
+    return [f"{lines[0]}; it runs on ONNX Runtime" + (f", as do {len(lines) - 1} like it" if len(lines) > 1 else "") for lines in reasons.values()]
 
 
 def _runtime_results(proto: onnx.ModelProto, part: Part, values: Mapping[str, Any]) -> list[Any]:
@@ -148,45 +132,58 @@ def _runtime_results(proto: onnx.ModelProto, part: Part, values: Mapping[str, An
     return program(*[values[port.name] for port in program.inputs])
 
 
-def _compiled(
-    proto: onnx.ModelProto,
-    part: Part,
-    values: Mapping[str, Any],
-    want: Sequence[Any],
-    folder: Path,
-    name: str,
-    worker: Worker,
-    threads: int,
-    seconds: float,
-) -> str | None:
-    """Compile and try one region; the reason if it cannot be used, else None."""
-    if seconds <= 0:
-        return "the time for compiling was spent"
-    source, library = folder / f"{name}.region.onnx", folder / f"{name}.so"
-    arrays = [np.asarray(values[n]) for n in part.inputs]
-    _write(proto, source)
-    try:
-        worker.timeout = max(1.0, seconds)
-        worker.call("compile_region", source=str(source), library=str(library), threads=threads)
-        got = worker.call("try_region", arrays, library=str(library), outputs=len(part.outputs))[1]
-        reason = _difference(proto, arrays, got, want)
-    except RewriterError as error:
-        reason = str(error)
-    finally:
-        for path in folder.glob(f"{name}.region.onnx*"):
-            path.unlink()
-    if reason is not None:
-        library.unlink(missing_ok=True)
-    return reason
+@dataclass(frozen=True)
+class _Compiler:
+    """Compiles regions into ``folder`` until ``end``, by the clock that never goes back."""
+
+    folder: Path
+    worker: Worker
+    threads: int
+    tune: int
+    end: float
+
+    def compile(self, proto: onnx.ModelProto, arrays: list[Any], want: Sequence[Any], name: str) -> str | None:
+        """Compile and try one region; the reason if it cannot be used, else None.
+
+        Fast convolutions lose some accuracy: where it is too much, smaller tiles are tried, then none.
+        """
+        source, library = self.folder / f"{name}.region.onnx", self.folder / f"{name}.so"
+        exact = _exact(proto, arrays, want)
+        reason: str | None = "the time for compiling was spent"
+        _write(proto, source)
+        for fast in (4, 2, 0):
+            try:
+                used, got = self._made(source, library, arrays, fast)
+            except RewriterError as error:
+                reason = str(error)
+                break
+            reason = _difference(proto, got, want, exact, NEAR if used else FAR)
+            if reason is None or not used:
+                break
+        for path in (*self.folder.glob(f"{name}.region.onnx*"), *([] if reason is None else self.folder.glob(f"{name}.*"))):
+            path.unlink(missing_ok=True)
+        return reason
+
+    def _made(self, source: Path, library: Path, arrays: list[Any], fast: int) -> tuple[bool, list[Any]]:
+        left = self.end - time.monotonic()
+        if left <= 0:
+            raise RewriterError("the time for compiling was spent")
+        self.worker.timeout = max(1.0, left)
+        reply, _ = self.worker.call("compile_region", source=str(source), library=str(library), threads=self.threads, tune=self.tune, fast=fast)
+        return bool(reply["fast"]), self.worker.call("try_region", arrays, library=str(library))[1]
 
 
-def _difference(proto: onnx.ModelProto, inputs: Sequence[Any], got: Sequence[Any], want: Sequence[Any]) -> str | None:
-    """Why ``got`` is not what the region computes, or None: whole numbers are equal, and floats are not much farther
-    from the float64 result than ONNX Runtime's own."""
+def _exact(proto: onnx.ModelProto, inputs: Sequence[Any], otherwise: Sequence[Any]) -> Sequence[Any]:
+    """The region's results in float64, where that can be computed."""
     try:
-        exact: Sequence[Any] = reference.build(proto, float64=True)(*inputs)
+        return reference.build(proto, float64=True)(*inputs)
     except RewriterError:
-        exact = want
+        return otherwise
+
+
+def _difference(proto: onnx.ModelProto, got: Sequence[Any], want: Sequence[Any], exact: Sequence[Any], factor: float) -> str | None:
+    """Why ``got`` is not what the region computes, or None: whole numbers are equal, and floats are at most ``factor``
+    times as far from the float64 result as ONNX Runtime's own."""
     for port, mine, theirs, right in zip(proto.graph.output, got, want, exact, strict=True):
         if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
             return f"{port.name} is {mine.dtype}{list(mine.shape)}, not {theirs.dtype}{list(theirs.shape)}"
@@ -199,7 +196,7 @@ def _difference(proto: onnx.ModelProto, inputs: Sequence[Any], got: Sequence[Any
         finite = np.isfinite(mine) & np.isfinite(right)
         scale = np.abs(right[finite]).max(initial=0.0)
         error, allowed = (np.abs(v[finite] - right[finite]).max(initial=0.0) for v in (mine, theirs))
-        if error > 8 * allowed + 1e-5 * scale:
+        if error > factor * (allowed + np.finfo(mine.dtype).eps * scale):
             return f"{port.name} is {error:.2g} off where ONNX Runtime is {allowed:.2g} off"
     return None
 

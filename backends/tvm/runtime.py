@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import json
+import math
 import os
 import platform
 import sys
+import threading
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -17,35 +20,65 @@ import numpy as np
 from rewriter.errors import InvalidInput
 
 Array = np.ndarray[Any, Any]
-ALIGNMENT = 64  # bytes; the virtual machine dies of an input that is not aligned
-_CPU, _POOLED = 1, 2
+ALIGNMENT = 64  # bytes; compiled code reads whole vectors, and dies of an input that is not aligned
 
 
 class Library:
-    """One compiled region: arrays in the order of its inputs in, arrays in the order of its outputs out."""
+    """One compiled region: arrays in the order of its inputs in, arrays in the order of its outputs out.
+
+    Calls from several threads wait for each other: they share one workspace.
+    """
 
     def __init__(self, path: str | os.PathLike[str], threads: int | None) -> None:
         self._ffi = _ffi(threads)
-        module = self._ffi.load_module(os.path.abspath(path))
-        self._machine = module["vm_load_executable"]()
-        self._machine["vm_initialization"](_CPU, 0, _POOLED)
-        self._main = self._machine["main"]
+        path = Path(path).absolute()
+        signature = json.loads(path.with_suffix(".json").read_text())
+        self._run = self._ffi.load_module(str(path))["region"]
+        self._inputs = [(tuple(shape), np.dtype(dtype)) for shape, dtype in signature["inputs"]]
+        self._outputs = [(tuple(shape), np.dtype(dtype)) for shape, dtype in signature["outputs"]]
+        self._memory = [_read(path.with_suffix(".weights")), room((signature["workspace"],), np.dtype(np.int8))]
+        self._fixed = [self._ffi.from_dlpack(array) for array in self._memory]
+        self._lock = threading.Lock()
 
     def __call__(self, inputs: Sequence[Array]) -> list[Array]:
-        result = self._main(*[self._ffi.from_dlpack(aligned(array)) for array in inputs])
-        results = [result] if hasattr(result, "shape") else list(result)
-        return [np.from_dlpack(item) for item in results]
+        for array, (shape, dtype) in zip(inputs, self._inputs, strict=True):
+            if array.shape != shape or array.dtype != dtype:
+                raise InvalidInput(f"compiled for {dtype}{list(shape)}, called with {array.dtype}{list(array.shape)}")
+        results = [room(shape, dtype) for shape, dtype in self._outputs]
+        given = [self._ffi.from_dlpack(_plain(aligned(array))) for array in inputs]
+        places = [self._ffi.from_dlpack(_plain(array)) for array in results]
+        with self._lock:
+            self._run(*given, *places, *self._fixed)
+        return results
 
 
 def aligned(array: Array) -> Array:
     """The array itself if its memory is contiguous, writable and starts at a multiple of ALIGNMENT; else such a copy."""
     if array.ctypes.data % ALIGNMENT == 0 and array.flags.c_contiguous and array.flags.writeable:
         return array
-    room = np.empty(array.nbytes + ALIGNMENT, np.uint8)
-    start = -room.ctypes.data % ALIGNMENT
-    copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy = room(array.shape, array.dtype)
     copy[...] = array
     return copy
+
+
+def room(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Memory for an array that starts at a multiple of ALIGNMENT; what it holds is undefined."""
+    size = math.prod(shape) * dtype.itemsize
+    place = np.empty(size + ALIGNMENT, np.uint8)
+    start = -place.ctypes.data % ALIGNMENT
+    return place[start : start + size].view(dtype).reshape(shape)
+
+
+def _read(path: Path) -> Array:
+    array = room((path.stat().st_size,), np.dtype(np.int8))
+    with path.open("rb") as file:
+        file.readinto(array.data)
+    return array
+
+
+def _plain(array: Array) -> Array:
+    """Truth values are bytes for compiled code."""
+    return array.view(np.int8) if array.dtype == np.bool_ else array
 
 
 def processor() -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,12 @@ class Single:
         places = [tvm.runtime.tensor(_stored(array)) for array in arrays]
         function, scratch = self._function, self._scratch
         return lambda: function(*places, *scratch), places[-1]
+
+    def on(self, *arrays: Array) -> Callable[[], Any]:
+        """A function without arguments that runs it on these very arrays, which are aligned, flat and of the stored types."""
+        places = [tvm.runtime.from_dlpack(array) for array in arrays]
+        function, scratch = self._function, self._scratch
+        return lambda: function(*places, *scratch)
 
     def __call__(self, *arrays: Array) -> Array:
         """The output after one run, of the type of the last array."""

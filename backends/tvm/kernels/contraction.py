@@ -22,18 +22,18 @@ from typing import Any
 
 import numpy as np
 
-from backends.tvm.kernel import Chain, Machine, Operand
+from backends.tvm.kernel import PLAIN, Chain, Machine, Operand, Strides
+from backends.tvm.kernels.work import offset, shared, threads_for
 
 Tile = tuple[int, int, int]  # rows, rows, columns that one tile covers
 Array = np.ndarray[Any, Any]
-_SMALL = 4e4  # multiplications under which a second thread does not pay for being woken
 
 
 @dataclass(frozen=True)
 class Contraction:
     """Axes: ``left`` and ``out`` have strides for [*batch, rows, rows, ...] followed by [taps, taps, depth] and
-    [columns]; the chain's operands are as ``out``. ``right`` is None where it is packed weights (``pack``), the same for
-    every batch unless ``grouped``; else it is data, [*batch, depth, columns] with columns one element apart.
+    [columns]; the chain's operands are as ``out``. ``right`` is None where it is packed weights (``pack``), of which batch
+    ``b`` takes matrix ``sum(b * matrices)``; else it is data, [*batch, depth, columns] with columns one element apart.
     """
 
     batch: tuple[int, ...]
@@ -44,8 +44,8 @@ class Contraction:
     left: Operand
     out: Operand
     right: Operand | None = None
-    grouped: bool = False
-    chain: Chain = Chain()
+    matrices: Strides = ()
+    chain: Chain = PLAIN
 
     @property
     def operations(self) -> float:
@@ -58,7 +58,7 @@ class Contraction:
 
     def configs(self, machine: Machine) -> list[Tile]:
         """Tiles that fit into the registers, by the cycles that they are expected to take."""
-        return sorted(set(self._tiles(machine)), key=lambda tile: (self._cycles(tile, machine), tile))
+        return sorted(set(self._tiles(machine)), key=lambda tile: (self.cycles(tile, machine), tile))
 
     def write(self, config: Tile, machine: Machine) -> Any:
         """The function: left, right, the chain's operands, out."""
@@ -67,7 +67,7 @@ class Contraction:
         return _Writer(self, config, machine, Emitter()).write()
 
     def pack(self, right: Array, config: Tile, machine: Machine) -> Array:
-        """Weights [groups, taps, taps, depth, columns] as this kernel reads them, flat."""
+        """Weights [matrices, taps, taps, depth, columns] as this kernel reads them, flat."""
         pieces = []
         for start, widths in panels(self.columns, config[2], machine.lanes):
             panel = right[..., start : start + config[2]]
@@ -84,7 +84,7 @@ class Contraction:
             for high, wide in _row_tiles(self.rows, most):
                 yield high, wide, vectors * machine.lanes
 
-    def _cycles(self, tile: Tile, machine: Machine) -> float:
+    def cycles(self, tile: Tile, machine: Machine) -> float:
         """A step of a tile takes as long as its multiplications, its loads, or the adders' latency, whichever is most."""
         high, wide, width = tile
         steps = math.prod(self.taps) * self.depth
@@ -153,16 +153,10 @@ class _Writer:
         if self._rows_first():
             axes = [axes[1], axes[2], axes[0]]
         sizes = [*spec.batch, *(count for _, count in axes)]
-        total = math.prod(sizes)
-        threads = min(self.machine.threads, total) if spec.operations > _SMALL else 1
-        with e.loop(threads, "thread", parallel=threads > 1) as thread:
-            first = e.bind(thread * total // threads) if threads > 1 else 0
-            count = (thread + 1) * total // threads - first if threads > 1 else total
-            with e.loop(count, "work", start=first) as work:
-                place = _decode(e, work, sizes)
-                batch, rest = place[: self.nb], place[self.nb :]
-                at = dict(zip((name for name, _ in axes), rest, strict=True))
-                self._tile(batch, at["panel"], at["high"], at["wide"])
+        threads = threads_for(spec.operations / (2 * self.machine.lanes), math.prod(sizes), self.machine)
+        with shared(e, sizes, threads) as place:
+            at = dict(zip((name for name, _ in axes), place[self.nb :], strict=True))
+            self._tile(place[: self.nb], at["panel"], at["high"], at["wide"])
         return e.function("contraction")
 
     def _rows_first(self) -> bool:
@@ -184,9 +178,7 @@ class _Writer:
         full = self.panels[0][1]
         widths: list[tuple[tuple[int, ...], Any]] = [(full, None)]
         if last != full or spec.columns % self.machine.lanes:
-            widths = ([(full, None)] if len(self.panels) > 1 else []) + [
-                (last, panel >= len(self.panels) - 1 if len(self.panels) > 1 else None)
-            ]
+            widths = ([(full, None)] if len(self.panels) > 1 else []) + [(last, panel >= len(self.panels) - 1 if len(self.panels) > 1 else None)]
 
         def by_width(h: int, w: int) -> None:
             self._choose([(v, c) for v, c in widths], lambda v: self._micro(batch, panel, high, wide, h, w, v))
@@ -203,15 +195,13 @@ class _Writer:
             (usual, _), (edge, condition) = options
             self.e.choose(condition, lambda: write(edge), lambda: write(usual))
 
-    def _micro(
-        self, batch: Sequence[Any], panel: Any, high: Any, wide: Any, tall: int, broad: int, widths: tuple[int, ...]
-    ) -> None:
+    def _micro(self, batch: Sequence[Any], panel: Any, high: Any, wide: Any, tall: int, broad: int, widths: tuple[int, ...]) -> None:
         """One tile of ``tall`` x ``broad`` rows by the columns of ``widths``."""
         spec, e = self.spec, self.e
         nb = self.nb
         where = [*batch, high * self.tile[0], wide * self.tile[1]]
         ls = spec.left.strides
-        base = e.bind(_dot(where, ls[: nb + 2]))
+        base = e.bind(offset(where, ls[: nb + 2]))
         rows = [(r, s) for r in range(tall) for s in range(broad)]
         sums = [[e.local(width, spec.left.dtype, "sum") for width in widths] for _ in rows]
         for row, (j, width) in itertools.product(sums, enumerate(widths)):
@@ -237,11 +227,11 @@ class _Writer:
         spec, e = self.spec, self.e
         if spec.right is not None:
             strides = spec.right.strides
-            return e.bind(_dot(batch, strides[: self.nb]) + panel * self.tile[2]), strides[self.nb]
+            return e.bind(offset(batch, strides[: self.nb]) + panel * self.tile[2]), strides[self.nb]
         steps = math.prod(spec.taps) * spec.depth
         whole = sum(sum(w) for _, w in self.panels)
-        group = _dot(batch, _row_major(spec.batch)) if spec.grouped else 0
-        return e.bind(group * (steps * whole) + panel * (steps * sum(self.panels[0][1]))), sum(widths)
+        matrix = offset(batch, spec.matrices or (0,) * self.nb)
+        return e.bind(matrix * (steps * whole) + panel * (steps * sum(self.panels[0][1]))), sum(widths)
 
     def _step(
         self, sums: Sequence[Sequence[Any]], lower: Any, offsets: Sequence[int], start: Any, k: Any, step: int,
@@ -252,8 +242,8 @@ class _Writer:
 
         vectors = [e.bind(e.load(self.right, start + k * step + s, w)) for w, s in zip(widths, starts, strict=True)]
         depth = spec.left.strides[-1]
-        for row, offset in zip(sums, offsets, strict=True):
-            factor = e.bind(e.load(self.left, lower + k * depth + offset))
+        for row, ahead in zip(sums, offsets, strict=True):
+            factor = e.bind(e.load(self.left, lower + k * depth + ahead))
             for total, vector, width in zip(row, vectors, widths, strict=True):
                 e.store(total, 0, e.load(total, 0, width) + splat(factor, width) * vector)
 
@@ -264,7 +254,7 @@ class _Writer:
         """Hand the sums through the chain and store them; a vector that is wider than what is left goes one by one."""
         spec, e, nb = self.spec, self.e, self.nb
         left = spec.columns - self.panels[-1][0] if widths == self.panels[-1][1] else self.tile[2]
-        bases = [(operand, e.bind(_dot(where, operand.strides[: nb + 2]))) for operand in (*spec.chain.operands, spec.out)]
+        bases = [(operand, e.bind(offset(where, operand.strides[: nb + 2]))) for operand in (*spec.chain.operands, spec.out)]
         column = panel * self.tile[2]
         for row, (r, s) in zip(sums, rows, strict=True):
             for total, width, start in zip(row, widths, starts, strict=True):
@@ -288,35 +278,6 @@ class _Writer:
         rs, ss, ns = out.strides[nb:]
         result = evaluate(e, self.spec.chain.steps, registers, width)
         e.store(self.out, base + r * rs + s * ss + column * ns, result, ns)
-
-
-def _decode(e: Any, index: Any, sizes: Sequence[int]) -> list[Any]:
-    """The coordinates of ``index`` in a row-major grid."""
-    from tvm import tirx  # type: ignore[import-untyped, unused-ignore]
-
-    if isinstance(index, int):
-        return [int(i) for i in np.unravel_index(index, sizes)] if sizes else []
-    places: list[Any] = []
-    for size in reversed(sizes):
-        if size == 1:
-            places.append(0)
-            continue
-        places.append(e.bind(tirx.truncmod(index, size)))
-        index = e.bind(tirx.truncdiv(index, size))
-    return places[::-1]
-
-
-def _row_major(sizes: Sequence[int]) -> list[int]:
-    return [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
-
-
-def _dot(places: Sequence[Any], strides: Sequence[int]) -> Any:
-    """The offset of ``places``; zero strides and places drop out."""
-    total: Any = 0
-    for place, stride in zip(places, strides, strict=True):
-        if stride and not (isinstance(place, int) and place == 0):
-            total = total + place * stride
-    return total
 
 
 def _zero(dtype: str, lanes: int) -> Any:

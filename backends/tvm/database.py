@@ -1,0 +1,111 @@
+"""What was measured, and what was compiled, remembered for the next time: one SQLite file for all models.
+
+A kernel is known by its description, the processor, the number of threads and the versions of everything that has a part
+in its machine code; a library by the digest of all its functions. A database that cannot be opened or written is done
+without: nothing depends on it but time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+from backends.tvm.kernel import Config, Kernel, Machine
+
+FORMAT = 1  # of the kernels' code: to be raised when a template writes other code for the same configuration
+_ROOM = 512 << 20  # bytes of libraries that are kept
+_TABLES = """
+CREATE TABLE IF NOT EXISTS kernels (
+    kernel TEXT, machine TEXT, versions TEXT, config TEXT, microseconds REAL, trials INTEGER,
+    PRIMARY KEY (kernel, machine, versions)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS libraries (digest TEXT PRIMARY KEY, used INTEGER, code BLOB);
+"""
+
+
+class Database:
+    """One file; every operation is a transaction of its own, so processes can share it."""
+
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        self._path = Path(path) if path is not None else default_path()
+
+    def find(self, kernel: Kernel, machine: Machine, trials: int) -> Config | None:
+        """The best configuration that was measured, if at least as many were tried as now would be."""
+        query = "SELECT config, trials FROM kernels WHERE kernel = ? AND machine = ? AND versions = ?"
+        with self._open() as connection:
+            row = connection.execute(query, (repr(kernel), _name(machine), _versions())).fetchone() if connection else None
+        return tuple(json.loads(row[0])) if row and row[1] >= trials else None
+
+    def keep(self, kernel: Kernel, machine: Machine, config: Config, seconds: float, trials: int) -> None:
+        """Remember the best of ``trials`` configurations and its time."""
+        row = (repr(kernel), _name(machine), _versions(), json.dumps(config), seconds * 1e6, trials)
+        with self._open() as connection:
+            if connection:
+                connection.execute("INSERT OR REPLACE INTO kernels VALUES (?, ?, ?, ?, ?, ?)", row)
+
+    def library(self, digest: str) -> bytes | None:
+        """The machine code of that digest."""
+        with self._open() as connection:
+            if not connection:
+                return None
+            row = connection.execute("SELECT code FROM libraries WHERE digest = ?", (digest,)).fetchone()
+            if row:
+                connection.execute(f"UPDATE libraries SET used = {_NEXT} WHERE digest = ?", (digest,))
+            return bytes(row[0]) if row else None
+
+    def keep_library(self, digest: str, code: bytes) -> None:
+        """Remember machine code; what was not used for longest makes room."""
+        with self._open() as connection:
+            if not connection:
+                return
+            connection.execute(f"INSERT OR REPLACE INTO libraries VALUES (?, {_NEXT}, ?)", (digest, code))
+            rows = connection.execute("SELECT digest, length(code) FROM libraries ORDER BY used DESC").fetchall()
+            total = 0
+            for name, size in rows:
+                total += size
+                if total > _ROOM:
+                    connection.execute("DELETE FROM libraries WHERE digest = ?", (name,))
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection | None]:
+        """A connection, or None; errors of the file are no errors of the caller."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.suppress(sqlite3.Error, OSError))
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            connection = stack.enter_context(contextlib.closing(sqlite3.connect(self._path, timeout=10)))
+            connection.executescript(_TABLES)
+            with connection:
+                yield connection
+            return
+        yield None
+
+
+_NEXT = "(SELECT coalesce(max(used), 0) + 1 FROM libraries)"
+
+
+def default_path() -> Path:
+    """``REWRITER_DATABASE``, or a file in the user's folder for caches."""
+    given = os.environ.get("REWRITER_DATABASE")
+    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(given) if given else Path(folder, "rewriter", "kernels.sqlite")
+
+
+def digest(*parts: object) -> str:
+    """A name for what is made from ``parts``."""
+    return hashlib.sha256("\n".join(map(repr, (_versions(), *parts))).encode()).hexdigest()
+
+
+def _name(machine: Machine) -> str:
+    return json.dumps(asdict(machine))
+
+
+@cache
+def _versions() -> str:
+    return f"{FORMAT} tvm {version('apache-tvm')}"

@@ -1,0 +1,92 @@
+"""MatMul: weights are packed for the kernel, and all rows of all batches that lie evenly in memory are one axis."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from backends.tvm.fuse import Group
+from backends.tvm.kernel import Chain
+from backends.tvm.kernels.contraction import Contraction
+from backends.tvm.lowering import Lowering, Packed, refuse
+from backends.tvm.views import View
+
+Array = np.ndarray[Any, Any]
+
+
+def matmul(low: Lowering, group: Group) -> None:
+    """One Contraction; the right operand is packed weights, or data that is read where it lies."""
+    node = group.anchor
+    assert node is not None
+    left_name, right_name = node.inputs
+    graph = low.graph
+    if len(graph.shapes[left_name]) < 2 or len(graph.shapes[right_name]) < 2:
+        raise refuse(node, "a vector is an operand")
+    if graph.dtypes[left_name] != "float32":
+        raise refuse(node, f"its type is {graph.dtypes[left_name]}")
+    steps, operands = low.chain(group, 1)
+    out = low.place(group.result)
+    left = low.view(left_name)
+    weights = graph.constants.get(right_name)
+    if weights is not None and math.prod(weights.shape[:-2]) == 1:
+        _with_weights(low, group, left, weights.reshape(weights.shape[-2:]), out, Chain((), steps), operands)
+    else:
+        _with_data(low, group, left, low.view(right_name), out, Chain((), steps), operands)
+
+
+def _with_weights(low: Lowering, group: Group, left: View, weights: Array, out: View, chain: Chain, operands: list[View]) -> None:
+    depth, columns = weights.shape
+    *rows, _ = out.shape
+    left = left.expanded((*rows, depth))
+    shape = _merged_rows([left, out, *operands], tuple(rows))
+    left, out, *operands = (_rows(view, shape) for view in (left, out, *operands))
+    batch = tuple(range(len(shape) - 2))
+    spec = Contraction(
+        batch=tuple(shape[:-2]), rows=(shape[-2], shape[-1]), columns=columns, taps=(1, 1), depth=depth,
+        left=replace(left.operand(), strides=(*left.strides[:-1], 0, 0, left.strides[-1])),
+        out=out.operand(), matrices=(0,) * len(batch),
+        chain=Chain(tuple(view.operand() for view in operands), chain.steps),
+    )  # fmt: skip
+    low.launch(spec, [left, Packed(weights[None, None, None]), *operands], out, label(group))
+
+
+def _with_data(low: Lowering, group: Group, left: View, right: View, out: View, chain: Chain, operands: list[View]) -> None:
+    *batch, rows, columns = out.shape
+    depth = left.shape[-1]
+    if right.strides[-1] != 1 and columns > 1:
+        right = low.contiguous(right)
+    left, right = left.expanded((*batch, rows, depth)), right.expanded((*batch, depth, columns))
+    spec = Contraction(
+        batch=tuple(batch), rows=(1, rows), columns=columns, taps=(1, 1), depth=depth,
+        left=replace(left.operand(), strides=(*left.strides[:-2], 0, left.strides[-2], 0, 0, left.strides[-1])),
+        right=right.operand(), out=_with_line(out).operand(),
+        chain=Chain(tuple(_with_line(view).operand() for view in operands), chain.steps),
+    )  # fmt: skip
+    low.launch(spec, [left, right, *operands], out, label(group))
+
+
+def _merged_rows(views: list[View], rows: tuple[int, ...]) -> tuple[int, ...]:
+    """All row axes as one if they lie evenly in every view; else the last two stay axes of their own, behind a batch."""
+    if all(view.reshaped((math.prod(rows), view.shape[-1])) is not None for view in views):
+        return (1, math.prod(rows))
+    return rows if len(rows) > 1 else (1, *rows)
+
+
+def _rows(view: View, shape: tuple[int, ...]) -> View:
+    found = view.reshaped((*shape, view.shape[-1]))
+    assert found is not None
+    return found
+
+
+def _with_line(view: View) -> View:
+    """An axis of one line before the rows."""
+    shape = (*view.shape[:-2], 1, *view.shape[-2:])
+    return replace(view, shape=shape, strides=(*view.strides[:-2], 0, *view.strides[-2:]))
+
+
+def label(group: Group) -> str:
+    """What a launch computes, for reports."""
+    return "+".join(node.op for node in group.nodes)
