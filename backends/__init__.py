@@ -8,7 +8,8 @@ from types import ModuleType
 from backends.program import Port, Program
 from rewriter.errors import InvalidInput
 
-NAMES = ("onnxruntime", "tvm", "openvino", "inductor", "torch", "reference")
+ENGINES = ("onnxruntime", "tvm", "openvino", "inductor", "torch")
+NAMES = (*ENGINES, "reference")
 
 
 def backend(name: str) -> ModuleType:
@@ -26,4 +27,4 @@ def backend(name: str) -> ModuleType:
         raise InvalidInput(f"backend {name!r} cannot be imported ({error}); install what it needs, or choose another") from None
 
 
-__all__ = ["NAMES", "Port", "Program", "backend"]
+__all__ = ["ENGINES", "NAMES", "Port", "Program", "backend"]

@@ -78,13 +78,18 @@ def _call(module: Any, programs: Programs, message: Message, values: list[Any]) 
     return {"reply": reply}, results
 
 
+def _save(module: Any, programs: Programs, message: Message, values: list[Any]) -> tuple[Message, list[Any]]:
+    programs[message["key"]].save(message["directory"])
+    return {}, []
+
+
 def _drop(module: Any, programs: Programs, message: Message, values: list[Any]) -> tuple[Message, list[Any]]:
     programs.pop(message["key"], None)
     return {}, []
 
 
 _ACTIONS: dict[str, Callable[[Any, Programs, Message, list[Any]], tuple[Message, list[Any]]]] = {
-    "load": _load, "run": _run, "time": _time, "drop": _drop, "call": _call,
+    "load": _load, "run": _run, "time": _time, "save": _save, "drop": _drop, "call": _call,
 }  # fmt: skip
 
 

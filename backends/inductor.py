@@ -68,8 +68,8 @@ def compiled(module: torch.nn.Module) -> Callable[..., Any]:
         try:
             return fast(*tensors)
         except TorchDynamoException as error:
-            first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise UnsupportedModel(f"PyTorch does not compile the model: {first[:300]}") from None
+            said = " ".join([line for line in str(error).splitlines() if line.strip()][:2])  # many more follow
+            raise UnsupportedModel(f"PyTorch does not compile the model: {said[:300] or type(error).__name__}") from None
 
     return run
 

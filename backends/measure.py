@@ -6,7 +6,7 @@ import math
 import os
 import statistics
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -80,37 +80,64 @@ class Comparison:
             name: Worker(candidate.backend, threads=threads, timeout=timeout, package=candidate.package)
             for name, candidate in self._candidates.items()
         }
+        self._pool = ThreadPoolExecutor(len(self._candidates))  # loading is not timed, and mostly one thread's work
+        self._loading: dict[str, Future[None]] = {}
         for worker in self._workers.values():
             worker.start()
 
-    def run(self, inputs: Sequence[Any], *, rounds: int = 5, seconds: float = 1.0) -> dict[str, Timing]:
-        """As ``compare``."""
+    def load(self, *names: str) -> None:
+        """Begin to load these candidates now, in the background; ``run`` loads the others."""
+        for name in names:
+            if name not in self._loading:
+                self._loading[name] = self._pool.submit(self._load, name)
+
+    def run(self, inputs: Sequence[Any], *, rounds: int = 5, seconds: float = 1.0, drop: float | None = None) -> dict[str, Timing]:
+        """As ``compare``; every call loads anew. A candidate whose least time in the first round is more than ``drop`` times the best's
+        is not measured further."""
         values = [value if isinstance(value, list) else as_numpy(value) for value in inputs]
-        failures: dict[str, str] = {}
         taken: dict[str, list[float]] = {name: [] for name in self._candidates}
         turn = seconds / (max(1, rounds) * len(self._candidates))
-        with ThreadPoolExecutor(len(self._candidates)) as pool:  # loading is not timed, and mostly one thread's work
-            list(pool.map(lambda name: self._try(name, failures, self._load), self._candidates))
+        failures = self._loaded()
         for name in self._candidates:
             self._try(name, failures, lambda n: self._time(n, values, turn))  # warm-up: its times are dropped
+        names = list(self._candidates)
         for number in range(max(1, rounds)):
-            names = list(self._candidates)
             for name in names if number % 2 == 0 else reversed(names):  # nobody is always the one after a pause
                 times = self._try(name, failures, lambda n: self._time(n, values, turn)) or []
                 # The first call of a turn finds the caches as the other candidate left them: whoever goes first would look slower.
                 taken[name] += times[1:] or times
+            if number == 0 and drop is not None:
+                names = _near(names, taken, drop)
         return {name: _timing(taken[name], failures.get(name)) for name in self._candidates}
+
+    def outputs(self, name: str, inputs: Sequence[Any]) -> list[Any]:
+        """What the candidate, loaded by ``run``, gives. Raises RewriterError as its worker does."""
+        return self._workers[name].ask({"do": "run", "key": "model"}, list(inputs))[1]
+
+    def save(self, name: str, directory: str | os.PathLike[str]) -> None:
+        """Let the candidate, loaded by ``run``, save its program for ``restore``."""
+        self._workers[name].ask({"do": "save", "key": "model", "directory": os.path.abspath(directory)})
 
     def close(self) -> None:
         """End the processes."""
         for worker in self._workers.values():
             worker.close()
+        self._pool.shutdown(cancel_futures=True)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _loaded(self) -> dict[str, str]:
+        """Wait for every candidate to be loaded; who failed, and why."""
+        self.load(*self._candidates)
+        loading, self._loading = self._loading, {}
+        failures: dict[str, str] = {}
+        for name, future in loading.items():
+            self._try(name, failures, lambda _, future=future: future.result())
+        return failures
 
     def _try(self, name: str, failures: dict[str, str], step: Any) -> Any:
         if name in failures:
@@ -148,6 +175,13 @@ def example_arrays(ports: Sequence[Port], dims: Mapping[str, int] | None = None,
         integral = dtype.kind in "iub" or "int" in dtype.name
         arrays.append((random.integers(0, 2, shape) if integral else random.normal(size=shape)).astype(dtype))
     return arrays
+
+
+def _near(names: Sequence[str], taken: Mapping[str, list[float]], most: float) -> list[str]:
+    """Those whose least time is at most ``most`` times the best's."""
+    least = {name: min(taken[name]) for name in names if taken[name]}
+    best = min(least.values(), default=0.0)
+    return [name for name in least if least[name] <= most * best]
 
 
 def _timing(times: list[float], failure: str | None) -> Timing:

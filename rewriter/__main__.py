@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 import click
 
+from backends import ENGINES
 from rewriter import __version__
 from rewriter.errors import RewriterError, VerificationFailed
 
@@ -62,6 +63,11 @@ def _objective() -> Decorator:
     return click.option("--objective", type=click.Choice(["latency", "memory"]), default="latency", show_default=True, help="What to make small.")
 
 
+def _backend() -> Decorator:
+    which = f"What runs it: {', '.join(ENGINES)}; of several, the fastest."
+    return click.option("--backend", default="auto", show_default=True, metavar="NAME,...", help=which)
+
+
 def _threads() -> Decorator:
     return click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads of the backend [default: all physical cores].")
 
@@ -96,7 +102,7 @@ def optimize(source: str, target: str, shapes: Sequence[str], disable: Sequence[
 @program.command()
 @click.argument("source", metavar="IN.onnx")
 @click.option("-o", "--output", "target", required=True, metavar="DIR", help="Folder for the result; an older result there is replaced.")
-@click.option("--backend", type=click.Choice(["auto", "onnxruntime", "tvm", "torch"]), default="auto", show_default=True, help="What runs it.")
+@_backend()
 @click.option("--tune", type=click.IntRange(min=0), default=0, metavar="N", help="Trials for finding faster kernels [default: 0].")
 @_threads()
 @_input_shape()
@@ -106,9 +112,10 @@ def optimize(source: str, target: str, shapes: Sequence[str], disable: Sequence[
 def compile(source: str, target: str, report: str | None, shapes: Sequence[str], **options: Any) -> None:
     """Compile IN.onnx into a folder that rewriter.load reads, without PyTorch."""
     from rewriter.cli_files import staged, writable_artefact, writable_file
-    from rewriter.cli_inputs import parse_shapes
+    from rewriter.cli_inputs import parse_backend, parse_shapes
     from rewriter.cli_show import Progress, summary
 
+    parse_backend(options["backend"])
     writable_artefact(target)
     if report is not None:
         writable_file(report, others=(source, target))
@@ -127,24 +134,26 @@ def compile(source: str, target: str, report: str | None, shapes: Sequence[str],
 @program.command()
 @click.argument("source", metavar="IN.onnx|DIR")
 @click.option("--against", default="onnxruntime", show_default=True, metavar="NAMES", help="Backends to compare with, separated by commas.")
+@_backend()
 @click.option("--rounds", type=click.IntRange(min=1), default=10, show_default=True, metavar="N", help="How often the candidates take turns.")
 @_threads()
 @_input_shape()
-def bench(source: str, against: str, rounds: int, threads: int | None, shapes: Sequence[str]) -> int:
+def bench(source: str, against: str, backend: str, rounds: int, threads: int | None, shapes: Sequence[str]) -> int:
     """Time the compiled model against other ways to run it: alternating rounds, a process each.
 
-    IN.onnx is compiled first, and the others run the file as it is; of a compiled folder DIR they run its model.
+    IN.onnx is compiled first, for --backend, and the others run the file as it is; of a compiled folder DIR they run its model.
     """
-    from rewriter.cli_inputs import parse_shapes
+    from rewriter.cli_inputs import parse_backend, parse_shapes
     from rewriter.cli_show import Progress, table
 
+    parse_backend(backend)
     sizes = parse_shapes(shapes)
     with Progress() as step:
         from rewriter import cli_bench
 
         names = cli_bench.parse_against(against)
-        timings, backend = cli_bench.bench(source, names, threads=threads, rounds=rounds, shapes=sizes, step=step)
-    table(("", "median ms", "min ms", "relative"), cli_bench.rows(timings, backend))
+        timings, ran = cli_bench.bench(source, names, backend=backend, threads=threads, rounds=rounds, shapes=sizes, step=step)
+    table(("", "median ms", "min ms", "relative"), cli_bench.rows(timings, ran))
     for name, timing in timings.items():
         if timing.failure is not None:
             print(f"{name} did not run: {timing.failure}")

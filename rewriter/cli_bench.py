@@ -39,14 +39,15 @@ def parse_against(text: str) -> list[str]:
 
 
 def bench(
-    source: str, against: Sequence[str], *, threads: int | None, rounds: int, shapes: Mapping[str, Sequence[int]], step: Callable[[str], None]
-) -> tuple[dict[str, Timing], str]:
+    source: str, against: Sequence[str], *, backend: str, threads: int | None, rounds: int, shapes: Mapping[str, Sequence[int]],
+    step: Callable[[str], None],
+) -> tuple[dict[str, Timing], str]:  # fmt: skip
     """Timings by name, the compiled model's first, and which backend it uses. Raises ``RewriterError``.
 
-    An ONNX file is compiled first, and the others run the file; an artefact is measured as it is, and the others run its model.
+    An ONNX file is compiled for ``backend`` first, and the others run the file; an artefact is measured as it is, and the others run its model.
     """
     with tempfile.TemporaryDirectory(prefix="rewriter-") as folder:
-        subject = _artefact(source, shapes) if os.path.isdir(source) else _compiled(source, folder, threads, shapes, step)
+        subject = _artefact(source, shapes) if os.path.isdir(source) else _compiled(source, folder, backend, threads, shapes, step)
         step("making inputs")
         graph = read_onnx(subject.model).graph
         with Isolated(threads=threads) as isolated:
@@ -66,10 +67,12 @@ def _artefact(source: str, shapes: Mapping[str, Sequence[int]]) -> Subject:
     return Subject(source, str(Path(source, "model.onnx")), str(read(source).report.get("backend") or "onnxruntime"))
 
 
-def _compiled(source: str, folder: str, threads: int | None, shapes: Mapping[str, Sequence[int]], step: Callable[[str], None]) -> Subject:
+def _compiled(
+    source: str, folder: str, backend: str, threads: int | None, shapes: Mapping[str, Sequence[int]], step: Callable[[str], None]
+) -> Subject:
     from rewriter.pipeline import compile
 
-    compiled = compile(source, threads=threads, input_shapes=shapes or None, step=step)
+    compiled = compile(source, backend=backend, threads=threads, input_shapes=shapes or None, step=step)
     saved = os.path.join(folder, "artefact")
     compiled.save(saved)
     model = source

@@ -37,6 +37,15 @@ def accepted(isolated: Isolated, path: str | os.PathLike[str], graph: ir.Graph, 
     raise InvalidInput(f"'{path}' could not be run on made-up inputs ({refusal[:200]}); nothing was compared")
 
 
+def parse_backend(option: str) -> None:
+    """Raises ``InvalidInput`` for what is not "auto", an engine, or a list of engines."""
+    from backends import ENGINES
+    from rewriter.race import parse
+
+    if "reference" in parse(option):
+        raise InvalidInput(f"--backend reference: it is exact and slow, for comparing with; there are 'auto', {', '.join(map(repr, ENGINES))}")
+
+
 def parse_shapes(options: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """``("x:1,3,224,224",)`` -> ``{"x": (1, 3, 224, 224)}``. A name may hold colons itself. Raises ``InvalidInput``."""
     shapes: dict[str, tuple[int, ...]] = {}

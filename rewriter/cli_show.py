@@ -93,9 +93,13 @@ def summary(report: Report) -> None:
         print(f"declined {len(report.declined) - DECLINED} more: --report FILE lists all")
     print(_verified(report))
     for backend, ms in (report.latency or {}).items():
-        print(f"{backend}: {ms['before_ms']:.4g} ms -> {ms['after_ms']:.4g} ms")
+        print(f"{backend}: {_ms(ms['before_ms'])} -> {_ms(ms['after_ms'])}")
     for note in report.notes:
         print(note)
+
+
+def _ms(milliseconds: float | None) -> str:
+    return "not measured" if milliseconds is None else f"{milliseconds:.4g} ms"
 
 
 def _verified(report: Report) -> str:

@@ -19,7 +19,6 @@ import onnx_ir as ir
 
 import backends
 from backends.isolated import Isolated
-from backends.measure import Candidate, Comparison, Timing
 from backends.program import Program
 from passes import normalise
 from passes.compose import compose
@@ -33,6 +32,8 @@ from rewriter.egraph import Limits, Saturator, SearchFailed
 from rewriter.errors import BudgetError, InvalidInput, InvalidModel, RewriterError, VerificationFailed
 from rewriter.graph import summarise, weight_bytes
 from rewriter.infer_onnx import infer
+from rewriter.race import Outcome, Race
+from rewriter.race import parse as race_engines
 from rewriter.read_onnx import read_onnx
 from rewriter.report import Report
 from rewriter.rule import Rule
@@ -57,6 +58,8 @@ class Optimized:
     facts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     shared: dict[str, str] = field(default_factory=dict)
     example: list[np.ndarray] | None = None
+    oracle: Oracle = field(default_factory=Oracle)
+    """The original's outputs, on the example and on made-up inputs."""
 
     @property
     def model(self) -> onnx.ModelProto:
@@ -138,38 +141,45 @@ def compile(
 ) -> Compiled:
     """``optimize``, and something that runs.
 
-    ``backend``: "onnxruntime", "tvm", "torch", "reference", or "auto": the model and the result are measured on ONNX Runtime in
-    alternating rounds, and the faster one is kept; with ``tune`` above 0, torch and TVM compete too (TVM's untuned kernels are 5 to
-    300 times slower than ONNX Runtime's and take seconds to build, so they are not tried unasked). ``threads``: of the backend; all
-    physical cores if None. Raises ``RewriterError``.
+    ``backend``: "onnxruntime", "tvm", "openvino", "inductor", "torch" or "reference"; a list of them, "onnxruntime,tvm"; or "auto": the
+    model and the result are measured in alternating rounds on ONNX Runtime and, where it is installed, OpenVINO, and the fastest is
+    kept if its results are right. With ``tune`` above 0, TVM, torch and Inductor compete too: they take seconds to tens of seconds to
+    build. ``threads``: of whichever backend runs; all physical cores if None. Raises ``RewriterError``.
     """
     _check_options(objective, budget, calibration, metric)
-    _check_target(backend, target, tune)
+    _check_target(target, tune)
+    engines = race_engines(backend, tune)
     chosen, bounds, watch = _rules(rules, disable), _limits(limits), _Watch(step)
     with ExitStack() as stack:
         stack.enter_context(_no_collections())
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="rewriter-"))
         saturator = stack.enter_context(Saturator())
         bench = _Bench(stack.enter_context(Isolated()), folder)
-        race = stack.enter_context(_Race(backend, bench, threads, tune))
+        race = stack.enter_context(Race(engines, bench.before, bench.after, os.path.join(folder, "winner"), threads=threads, tune=tune))
+        bench.before_is_there = race.load_before
         watch("reading")
         source = _read(model, example_inputs, constants, input_shapes)
         result = _optimize(source, chosen, bounds, objective, saturator, bench, watch)
         watch("measuring")
-        winner = race.run(source, result)
+        if race.measures:
+            write_onnx(result.ir_model, bench.after)
+        outcome = race.run(result.example, result.oracle.differs)
+        _settle(outcome, source, result)
         watch("building")
-        program = _built(winner, result, folder, target, threads)
+        program = _built(outcome, result, folder, target, threads)
         watch.end()
-    result.report.backend = winner
     return Compiled(
         result.ir_model, program, result.report, inputs=result.inputs, outputs=result.outputs, weights=result.weights,
         facts=result.facts, shared=result.shared, threads=threads,
     )  # fmt: skip
 
 
-def _built(name: str, result: Optimized, folder: str, target: str, threads: int | None) -> Program:
-    module = backends.backend(name)
-    options: dict[str, Any] = {"example_inputs": result.example} if name == "tvm" and result.example is not None else {}
+def _built(outcome: Outcome, result: Optimized, folder: str, target: str, threads: int | None) -> Program:
+    module = backends.backend(outcome.engine)
+    if outcome.saved is not None and _fixed(result.ir_model.graph):
+        return module.restore(outcome.saved, threads=threads)  # type: ignore[no-any-return]
+    takes_example = outcome.engine in ("tvm", "inductor") and result.example is not None
+    options: dict[str, Any] = {"example_inputs": result.example} if takes_example else {}
     if weight_bytes(result.ir_model) <= ONE_FILE:
         program = module.build(result.model, target=target, threads=threads, **options)
     else:
@@ -180,65 +190,25 @@ def _built(name: str, result: Optimized, folder: str, target: str, threads: int 
     return program  # type: ignore[no-any-return]
 
 
-SLOWER = 1.05
-"""How many times the model's own latency, median and minimum, a result must take before it is given up: below that is noise."""
+def _fixed(graph: ir.Graph) -> bool:
+    """Are the sizes of all inputs known?"""
+    return all(isinstance(d, int) and d > 0 for v in graph.inputs for d in dims(v) or ("unknown",))
 
 
-class _Race:
-    """Which graph on which backend is fastest. Processes start at once, so that their imports overlap reading and searching."""
-
-    def __init__(self, backend: str, bench: _Bench, threads: int | None, tune: int) -> None:
-        self._backend, self._bench = backend, bench
-        names = ["onnxruntime"] if backend in ("auto", "onnxruntime") else []
-        names += ["torch", "tvm"] if backend == "auto" and tune > 0 else []
-        self._afters = {f"{n} after": n for n in names}
-        candidates = {key: Candidate(n, bench.after) for key, n in self._afters.items()}
-        candidates |= {"onnxruntime before": Candidate("onnxruntime", bench.before)} if names else {}
-        self._comparison = Comparison(candidates, threads=threads) if candidates else None
-
-    def run(self, source: _Source, result: Optimized) -> str:
-        """The backend to use. Replaces the result by the model where that is faster, and writes latencies into the report."""
-        fixed = "onnxruntime" if self._backend == "auto" else self._backend
-        if self._comparison is None:
-            return fixed
-        if result.example is None:
-            result.report.notes.append("nothing was measured: the model could not be run on made-up inputs; give example_inputs")
-            return fixed
-        write_onnx(result.ir_model, self._bench.after)
-        timings = self._comparison.run(result.example, rounds=6, seconds=0.6)
-        before = timings["onnxruntime before"]
-        report = result.report
-        report.latency = {
-            n: {"before_ms": round(before.median_ms, 4), "after_ms": round(timings[key].median_ms, 4)}
-            for key, n in self._afters.items()
-            if timings[key].failure is None and before.failure is None
-        }
-        ours = timings["onnxruntime after"]
-        if ours.failure is not None and before.failure is not None:
-            return fixed
-        if ours.failure is not None or (ours.median_ms > SLOWER * before.median_ms and ours.min_ms > SLOWER * before.min_ms):
-            self._keep_model(source, result, ours, before)
-        afters = {n: timings[key].median_ms for key, n in self._afters.items()}
-        best = min(afters, key=lambda n: afters[n])
-        return best if afters[best] < 0.97 * afters["onnxruntime"] else "onnxruntime"
-
-    def _keep_model(self, source: _Source, result: Optimized, ours: Timing, before: Timing) -> None:
-        report = result.report
-        why = ours.failure or f"it took {ours.median_ms:.3g} ms where the model takes {before.median_ms:.3g}"
-        report.notes.append(f"the rewritten graph was not kept: {why}")
-        report.declined += [
-            {"rule": r["rule"], "site": "the whole model", "reason": f"slower when measured: {why}"} for r in report.rewrites
-        ]
-        report.rewrites, report.after = [], report.before
-        report.latency = {"onnxruntime": {"before_ms": round(before.median_ms, 4), "after_ms": round(before.median_ms, 4)}}
-        result.ir_model, result.weights, result.facts, result.shared = source.model, None, {}, {}
-
-    def __enter__(self) -> _Race:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._comparison is not None:
-            self._comparison.close()
+def _settle(outcome: Outcome, source: _Source, result: Optimized) -> None:
+    """Write what was measured into the report; put the model itself in the result's place where it is the faster."""
+    report = result.report
+    report.latency, report.backend = outcome.latency, outcome.engine
+    report.notes += outcome.notes
+    if not outcome.kept:
+        return
+    report.notes.append(f"the rewritten graph was not kept: {outcome.kept}")
+    report.declined += [
+        {"rule": r["rule"], "site": "the whole model", "reason": f"slower when measured: {outcome.kept}"} for r in report.rewrites
+    ]
+    report.rewrites, report.after = [], report.before
+    report.latency = {e: {**pair, "after_ms": pair["before_ms"]} for e, pair in (outcome.latency or {}).items() if pair["before_ms"]}
+    result.ir_model, result.weights, result.facts, result.shared = source.model, None, {}, {}
 
 
 @dataclass
@@ -291,7 +261,7 @@ def _optimize(
     example = source.example
     if example is None and oracle.cases:
         example = [oracle.cases[0].feed[v.name or ""] for v in source.model.graph.inputs]
-    return Optimized(attempt.model, report, source.inputs, source.outputs, attempt.weights, s.value_facts, shared, example)
+    return Optimized(attempt.model, report, source.inputs, source.outputs, attempt.weights, s.value_facts, shared, example, oracle)
 
 
 def _attempt(
@@ -382,6 +352,8 @@ class _Bench:
 
     def __init__(self, isolated: Isolated, folder: str) -> None:
         self._isolated = isolated
+        self.before_is_there: Callable[[], None] = lambda: None
+        """Called when the file ``before`` is written."""
         self.before, self.after = (os.path.join(folder, name) for name in ("before.onnx", "after.onnx"))
 
     def run(self, path: str, feed: Sequence[Feed]) -> list[list[Any]]:
@@ -391,6 +363,7 @@ class _Bench:
 def _oracle(source: _Source, hints: Mapping[str, int], bench: _Bench) -> Oracle:
     """The original's outputs on the example and on made-up inputs of sizes that it accepts."""
     write_onnx(source.model, bench.before)
+    bench.before_is_there()
     path = source.path or bench.before
     graph = source.model.graph
     names = [v.name or "" for v in graph.inputs]
@@ -587,9 +560,7 @@ def _check_options(objective: str, budget: Any, calibration: Any, metric: Any) -
         raise BudgetError("calibration= is used with budget=, and approximate rewrites are not in this version: leave it out")
 
 
-def _check_target(backend: str, target: str, tune: int) -> None:
-    if backend not in ("auto", *backends.NAMES):
-        raise InvalidInput(f"no backend {backend!r}; there are 'auto', {', '.join(map(repr, backends.NAMES))}")
+def _check_target(target: str, tune: int) -> None:
     if target != "cpu":
         raise InvalidInput(f"no target {target!r}; there is 'cpu'")
     if not isinstance(tune, int) or tune < 0:

@@ -21,7 +21,8 @@ class Report:
     verification: Verification = field(default_factory=lambda: Verification(None))
     egraph: dict[str, Any] = field(default_factory=dict)
     extraction: dict[str, Any] = field(default_factory=dict)
-    latency: dict[str, dict[str, float]] | None = None
+    latency: dict[str, dict[str, float | None]] | None = None
+    """By backend: ``before_ms`` and ``after_ms``, medians; null where one was not measured."""
     notes: list[str] = field(default_factory=list)
     backend: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)

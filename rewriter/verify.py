@@ -21,6 +21,8 @@ ROUNDING = {"float16": 4e-3, "bfloat16": 3e-2, "float32": 2e-5, "float64": 1e-10
 """Differences, relative to an output's largest value, that rounding alone explains: accepted without the reference."""
 EXACT = 2e-6
 """In float64 only the rounding of folded weights to float32 is left; relative, per output. Half precision weights: ``ROUNDING``."""
+ENGINE = 10.0
+"""Another engine's outputs may differ by this many times ``ROUNDING`` before the reference is asked: it sums in its own order."""
 WORSE = 4.0
 """How many times the original's own rounding error the result's may be."""
 SIZES = ((1, 16), (1, 64), (2, 32), (1, 224), (1, 512), (1, 576), (1, 2048))
@@ -78,6 +80,30 @@ class Oracle:
                     return Verification(False, absolute, relative, len(self.cases), f"output {k} on {case.label}: {problem}")
                 worst_abs, worst_rel = max(worst_abs, absolute), max(worst_rel, relative)
         return Verification(True, worst_abs, worst_rel, len(self.cases))
+
+    def differs(self, run: Callable[[Feed], list[Any]]) -> str:
+        """Why what another engine gives for the original's inputs is not what the original gives; empty if it is."""
+        for case in self.cases:
+            for k, (want, got) in enumerate(zip(case.outputs, run(case.feed), strict=True)):
+                absolute, relative, problem = difference(want, got)
+                if getattr(got, "dtype", None) != getattr(want, "dtype", None):
+                    problem = f"{getattr(got, 'dtype', 'no array')} where the original gives {getattr(want, 'dtype', 'none')}"
+                if not problem and (relative <= ENGINE * _rounding(want) or self._as_exact(case, k, want, got)):
+                    continue
+                text = problem or f"off by {absolute:.3g} ({relative:.2g} of its largest value)"
+                return f"output {k} on {case.label}: {text}"
+        return ""
+
+    def _as_exact(self, case: Case, k: int, want: Any, got: Any) -> bool:
+        """Is ``got`` about as near to the float64 reference as ``want`` is?"""
+        if self.reference is None:
+            return False
+        try:
+            exact = self.reference(case.feed)[k]
+        except RewriterError:
+            return False
+        _, apart, problem = difference(exact, got)
+        return not problem and apart <= WORSE * difference(exact, want)[1] + 1e-7
 
     def _doubtful(self, case: Case, k: int, want: Any, got: Any, reference: Callable[[Feed], list[Any]] | None) -> str:
         """Empty if the difference is rounding, else what is wrong."""

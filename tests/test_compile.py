@@ -227,10 +227,11 @@ def test_every_backend_gives_the_same(tmp_path: Path, name: str) -> None:
 
 def test_auto_measures_and_says_so(tmp_path: Path) -> None:
     compiled = rewriter.compile(Small().eval(), (IMAGE,), threads=1)
-    assert compiled.backend == "onnxruntime"
+    close(compiled(IMAGE), wanted(Small().eval(), IMAGE))
     report = compiled.report.to_dict()
-    assert set(report["latency"]) == {"onnxruntime"} and report["backend"] == "onnxruntime"
-    assert all(report["latency"]["onnxruntime"][k] > 0 for k in ("before_ms", "after_ms"))
+    assert "onnxruntime" in report["latency"] and report["backend"] == compiled.backend and compiled.backend in report["latency"]
+    for pair in report["latency"].values():  # of every engine that is installed
+        assert all(pair[k] > 0 for k in ("before_ms", "after_ms"))
     compiled.save(tmp_path / "a")
     assert rewriter.load(tmp_path / "a").report.to_dict() == report
 

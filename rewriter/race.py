@@ -1,0 +1,194 @@
+"""Which graph, the model's or the result's, on which engine is fastest: measured, and its results compared, before it is chosen.
+
+A process for each candidate, so that thread pools do not meet. They start while the model is still being read, and the model itself is
+loaded while the search runs. The engines that build quickly run both graphs; those that take seconds (TVM, Inductor) run the result
+only, unless the user allows time for tuning. A candidate that is clearly slower than the best after one round drops out. What an engine
+computes may be wrong (it has its own reading of the standard): the fastest is compared with the original's outputs on every input
+that the result was verified on, and gives way to the next one if it differs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import backends
+from backends.measure import Candidate, Comparison, Timing
+from rewriter.errors import InvalidInput, RewriterError
+
+AUTO = ("onnxruntime", "openvino")
+"""What competes under "auto", where it is installed. TVM joins when its builds take seconds."""
+PATIENT = ("tvm", "inductor", "torch")
+"""What competes too when the user allows time for tuning."""
+QUICK = ("onnxruntime", "openvino")
+"""Engines that build in well under a second: they run the model itself as well."""
+PACKAGES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "tvm": "tvm", "inductor": "torch", "torch": "torch"}
+SLOWER = 1.05
+"""How many times the best latency on the model itself, median and minimum, the result must take before it is given up: below that is noise."""
+GAIN = 0.97
+"""An engine must take less than this times ONNX Runtime's latency to be chosen in its place."""
+LOST = 1.5
+"""A candidate that takes this many times the best's least latency in the first round is not measured further."""
+BEFORE, AFTER = "before", "after"
+Outputs = Callable[[Mapping[str, Any]], list[Any]]
+
+
+def parse(backend: str, tune: int = 0) -> tuple[str, ...]:
+    """The engines that compete: of "auto", of one name, or of a list "onnxruntime,tvm". Raises ``InvalidInput``."""
+    if backend == "auto":
+        names = (*AUTO, *(PATIENT if tune > 0 else ()))
+        return tuple(n for n in dict.fromkeys(names) if importlib.util.find_spec(PACKAGES[n]) is not None)
+    names = tuple(dict.fromkeys(n.strip() for n in backend.split(",") if n.strip())) if isinstance(backend, str) else ()
+    for name in names or (backend,):
+        if name not in backends.NAMES:
+            raise InvalidInput(f"no backend {name!r}; there are 'auto', {', '.join(map(repr, backends.NAMES))}, and lists of them: 'onnxruntime,tvm'")
+    return names
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """``latency``: by engine, ``before_ms`` and ``after_ms`` (medians), null where one was not measured. ``kept``: why the model itself
+    is to be used and not the result; empty where the result is. ``program``: a folder that the engine restores, where it was saved.
+    """
+
+    engine: str
+    kept: str = ""
+    latency: dict[str, dict[str, float | None]] | None = None
+    notes: list[str] = field(default_factory=list)
+    saved: str | None = None
+
+
+class Race:
+    """Candidates are ``(engine, BEFORE or AFTER)``; ``before`` and ``after`` are the ONNX files, written by the time they are loaded.
+
+    ``saved``: a folder, made when it is needed, for a winner that takes long to build a second time.
+    """
+
+    def __init__(self, engines: Sequence[str], before: str, after: str, saved: str, *, threads: int | None, tune: int) -> None:
+        self._engines = engines
+        self._alone = len(engines) == 1
+        both = [e for e in engines if e in QUICK or (tune > 0 and not self._alone)]
+        measured = [] if self._alone and not both else list(engines)
+        candidates = {_key(e, BEFORE): Candidate(e, before) for e in both} | {_key(e, AFTER): Candidate(e, after) for e in measured}
+        timeout = 120.0 if tune == 0 else 600.0
+        self._comparison = Comparison(candidates, threads=threads, timeout=timeout) if candidates else None
+        self._candidates = candidates
+        self._folder = saved
+
+    @property
+    def measures(self) -> bool:
+        """Is there anything to compare? Then ``run`` needs the file ``after``."""
+        return self._comparison is not None
+
+    def load_before(self) -> None:
+        """Let the engines load the model itself, in the background: its file is there."""
+        if self._comparison is not None:
+            self._comparison.load(*(key for key in self._candidates if key.endswith(BEFORE)))
+
+    def run(self, example: Sequence[Any] | None, differs: Callable[[Outputs], str]) -> Outcome:
+        """``example``: arrays in graph order, None where nothing could be run. ``differs(run)``: why what ``run`` gives for a feed is not
+        what the original gives, or nothing."""
+        if self._comparison is None:
+            return Outcome(self._engines[0])
+        if example is None:
+            return Outcome(self._engines[0], notes=["nothing was measured: the model could not be run on made-up inputs; give example_inputs"])
+        count = len(self._candidates)
+        timings = self._comparison.run(example, rounds=6, seconds=0.3 * count, drop=LOST if count > 2 else None)
+        failed = {key for key, t in timings.items() if t.failure is not None}
+        notes = [f"{e} did not compete: {timings[_key(e, AFTER)].failure}" for e in self._engines if _key(e, AFTER) in failed and not self._alone]
+        if len(failed) == count:
+            return Outcome(self._engines[0], latency={}, notes=notes)
+        chosen = self._chosen(timings, failed, differs, notes)
+        engine, which = chosen.rsplit(" ", 1)
+        latency = self._latency(timings)
+        why = self._why(timings, engine) if which == BEFORE else ""
+        return Outcome(engine, why, latency, notes, self._saved(chosen))
+
+    def close(self) -> None:
+        """End the processes."""
+        if self._comparison is not None:
+            self._comparison.close()
+
+    def __enter__(self) -> Race:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _chosen(self, timings: Mapping[str, Timing], failed: set[str], differs: Callable[[Outputs], str], notes: list[str]) -> str:
+        """The key of the winner, its results compared; what had to give way is noted."""
+        running = [key for key in timings if key not in failed]
+        while True:
+            key = _fastest(timings, running)
+            problem = "" if key.startswith("onnxruntime") else self._problem(key, differs)
+            if not problem:
+                return key
+            running.remove(key)
+            notes.append(f"{key.rsplit(' ', 1)[0]} was fastest and was not used: {problem}")
+            if not running:
+                return _key(self._engines[0], AFTER)
+
+    def _problem(self, key: str, differs: Callable[[Outputs], str]) -> str:
+        assert self._comparison is not None
+        comparison = self._comparison
+        try:
+            return differs(lambda feed: comparison.outputs(key, list(feed.values())))
+        except RewriterError as failure:
+            return str(failure)
+
+    def _why(self, timings: Mapping[str, Timing], engine: str) -> str:
+        afters = [timings[_key(e, AFTER)] for e in self._engines]
+        best = min(afters, key=lambda t: t.median_ms)
+        return best.failure or f"it took {best.median_ms:.3g} ms where the model takes {timings[_key(engine, BEFORE)].median_ms:.3g}"
+
+    def _latency(self, timings: Mapping[str, Timing]) -> dict[str, dict[str, float | None]]:
+        found = {}
+        for engine in self._engines:
+            pair = {f"{which}_ms": _milliseconds(timings.get(_key(engine, which))) for which in (BEFORE, AFTER)}
+            if any(pair.values()):
+                found[engine] = pair
+        return found
+
+    def _saved(self, key: str) -> str | None:
+        """The winner's program in a folder, where building it again takes long and reading it does not."""
+        if self._comparison is None or not key.startswith("tvm"):
+            return None
+        os.mkdir(self._folder)
+        try:
+            self._comparison.save(key, self._folder)
+        except RewriterError:
+            return None
+        return self._folder
+
+
+def _key(engine: str, which: str) -> str:
+    return f"{engine} {which}"
+
+
+def _fastest(timings: Mapping[str, Timing], keys: Sequence[str]) -> str:
+    """The result on the best engine for it, or the model on the best engine for that where the result is clearly slower. ONNX Runtime
+    where it is as good."""
+    afters, befores = ([key for key in keys if key.endswith(which)] for which in (AFTER, BEFORE))
+    after, before = (_best(timings, group) for group in (afters, befores))
+    if after is None or before is None:
+        chosen = after or before
+        assert chosen is not None
+        return chosen
+    a, b = timings[after], timings[before]
+    slower = a.median_ms > SLOWER * b.median_ms and a.min_ms > SLOWER * b.min_ms
+    return before if slower else after
+
+
+def _best(timings: Mapping[str, Timing], keys: Sequence[str]) -> str | None:
+    if not keys:
+        return None
+    best = min(keys, key=lambda key: timings[key].median_ms)
+    plain = next((key for key in keys if key.startswith("onnxruntime")), best)
+    return best if timings[best].median_ms < GAIN * timings[plain].median_ms else plain
+
+
+def _milliseconds(timing: Timing | None) -> float | None:
+    return None if timing is None or timing.failure is not None else round(timing.median_ms, 4)

@@ -1,0 +1,120 @@
+"""Which engine is chosen, on made-up times: nothing here measures."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+from onnx_text import parse as model_of
+
+import rewriter
+from backends.measure import Timing
+from rewriter import race
+from rewriter.errors import InvalidInput
+from rewriter.race import Outputs, Race
+
+
+class Stub:
+    """A comparison that knows its times, and in which every engine gives its own name."""
+
+    def __init__(self, times: Mapping[str, float | str]) -> None:
+        self.times = times
+        self.asked: dict[str, Any] = {}
+
+    def run(self, example: Sequence[Any], **options: Any) -> dict[str, Timing]:
+        self.asked = options
+        return {k: Timing(t, t, 5) if isinstance(t, float) else Timing(math.inf, math.inf, 0, t) for k, t in self.times.items()}
+
+    def outputs(self, key: str, inputs: Sequence[Any]) -> list[Any]:
+        return [key]
+
+    def save(self, key: str, folder: str) -> None:
+        assert os.listdir(folder) == []
+
+    def close(self) -> None:
+        pass
+
+
+def outcome(times: Mapping[str, float | str], wrong: Sequence[str] = ()) -> race.Outcome:
+    engines = list(dict.fromkeys(key.split()[0] for key in times))
+
+    def differs(run: Outputs) -> str:
+        return "other numbers" if run({})[0] in wrong else ""
+
+    with tempfile.TemporaryDirectory() as folder:
+        held = Race([], "", "", os.path.join(folder, "saved"), threads=None, tune=0)
+        held._engines, held._alone, held._candidates, held._comparison = engines, len(engines) == 1, dict.fromkeys(times), Stub(times)  # type: ignore[assignment]
+        return held.run([np.zeros(1)], differs)
+
+
+def test_the_fastest_engine_runs_the_result() -> None:
+    found = outcome({"onnxruntime before": 2.0, "onnxruntime after": 1.5, "openvino before": 1.4, "openvino after": 1.0})
+    assert (found.engine, found.kept, found.notes) == ("openvino", "", [])
+    assert found.latency == {"onnxruntime": {"before_ms": 2.0, "after_ms": 1.5}, "openvino": {"before_ms": 1.4, "after_ms": 1.0}}
+
+
+def test_onnx_runtime_is_chosen_where_it_is_as_good() -> None:
+    assert outcome({"onnxruntime after": 1.02, "openvino after": 1.0}).engine == "onnxruntime"
+    assert outcome({"onnxruntime after": 1.04, "openvino after": 1.0}).engine == "openvino"
+
+
+def test_the_model_is_kept_on_the_engine_that_runs_it_best() -> None:
+    found = outcome({"onnxruntime before": 2.0, "onnxruntime after": 1.5, "openvino before": 1.0, "openvino after": 1.2})
+    assert found.engine == "openvino" and found.kept == "it took 1.2 ms where the model takes 1"
+    again = outcome({"onnxruntime before": 2.0, "onnxruntime after": 1.5, "openvino before": 1.45, "openvino after": 3.0})
+    assert (again.engine, again.kept) == ("onnxruntime", "")
+
+
+def test_engines_that_fail_are_notes() -> None:
+    found = outcome({"onnxruntime before": 2.0, "onnxruntime after": 1.5, "tvm after": "no Loop"})
+    assert found.engine == "onnxruntime" and found.notes == ["tvm did not compete: no Loop"]
+    assert found.latency is not None and "tvm" not in found.latency
+    nothing = outcome({"onnxruntime before": "died", "onnxruntime after": "died"})
+    assert (nothing.engine, nothing.kept, nothing.latency, nothing.notes) == ("onnxruntime", "", {}, [])
+    alone = outcome({"onnxruntime before": 2.0, "onnxruntime after": "died"})
+    assert (alone.engine, alone.kept) == ("onnxruntime", "died")
+
+
+def test_an_engine_whose_results_differ_gives_way() -> None:
+    times = {"onnxruntime before": 2.0, "onnxruntime after": 1.5, "openvino before": 1.1, "openvino after": 0.5, "tvm after": 1.0}
+    found = outcome(times, wrong=["openvino after", "openvino before"])
+    assert found.engine == "tvm" and found.notes == ["openvino was fastest and was not used: other numbers"]
+    found = outcome(times, wrong=["openvino after", "tvm after", "openvino before"])
+    assert (found.engine, found.kept) == ("onnxruntime", "")
+
+
+def test_names_and_lists_of_engines() -> None:
+    assert race.parse("tvm") == ("tvm",) and race.parse("onnxruntime, torch,onnxruntime") == ("onnxruntime", "torch")
+    assert race.parse("auto")[0] == "onnxruntime" and set(race.parse("auto")) <= set(race.AUTO)
+    assert "torch" in race.parse("auto", tune=1)
+    for wrong in ("", "abacus", "onnxruntime,abacus", ",", "onnxruntime,auto"):
+        with pytest.raises(InvalidInput, match="no backend"):
+            race.parse(wrong)
+
+
+def test_a_list_restricts_the_race() -> None:
+    model = model_of("main (float[4, 4] x) => (float[4, 4] y) { t = MatMul(x, x)  y = Relu(t) }")
+    compiled = rewriter.compile(model, backend="onnxruntime,torch", threads=1)
+    assert compiled.backend in ("onnxruntime", "torch")
+    latency = compiled.report.to_dict()["latency"]
+    assert set(latency) == {"onnxruntime", "torch"} and latency["torch"]["before_ms"] is None
+    x = np.arange(16, dtype="float32").reshape(4, 4)
+    np.testing.assert_allclose(compiled(x), np.maximum(x @ x, 0))
+
+
+def test_an_engine_that_cannot_take_the_model_is_a_note() -> None:
+    node = helper.make_node("Gelu", ["x"], ["y"], domain="com.microsoft")
+    ports = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2]) for name in ("x", "y")]
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(helper.make_graph([node], "g", ports[:1], ports[1:]), opset_imports=opsets, ir_version=10)
+    compiled = rewriter.compile(model, backend="onnxruntime,torch", threads=1)
+    assert compiled.backend == "onnxruntime" and compiled(np.float32([0, 9])).tolist() == [0, 9]
+    assert len(compiled.report.notes) == 1 and compiled.report.notes[0].startswith("torch did not compete: ")
+    assert "\n" not in compiled.report.notes[0]
