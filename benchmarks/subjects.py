@@ -93,14 +93,15 @@ def image(network: str, size: int = 224, batch: int = 1) -> Callable[[], tuple[A
 
 
 def minilm(length: int, lora: bool = False) -> Callable[[], tuple[Any, dict[str, Any]]]:
-    """MiniLM-L6 over one text of ``length`` tokens, no padding."""
+    """MiniLM-L6 over one text of ``length`` tokens, no padding; beyond 512, where it ends, a network of its sizes."""
 
     def make() -> tuple[Any, dict[str, Any]]:
         from zoo import minilm
         from zoo.recordings import SENTENCES
 
         text = " ".join(SENTENCES * (1 + length // 100))
-        return minilm.embedder(minilm.with_lora() if lora else minilm.plain()), minilm.tokens([text], length)
+        network = minilm.longer(length) if length > 512 else minilm.with_lora() if lora else minilm.plain()
+        return minilm.embedder(network), minilm.tokens([text], length)
 
     return make
 
@@ -155,7 +156,7 @@ STRUCTURED = (
 """Models that carry what training added: adapters, parallel branches, layer scales."""
 GROWTH = (
     *(Subject(f"resnet18_batch{n}", from_torch(image("resnet18", batch=n))) for n in (1, 2, 4, 8, 16, 32)),
-    *(Subject(f"minilm_{n}", from_torch(minilm(n))) for n in (16, 64, 256, 512)),
+    *(Subject(f"minilm_{n}", from_torch(minilm(n))) for n in (16, 32, 64, 128, 256, 512, 1024, 2048)),
     *(Subject(f"mobilenetv3_{n}", from_torch(image("mobilenetv3_small_100", size=n))) for n in (96, 160, 224, 320, 384)),
 )
 """The same network at growing sizes."""

