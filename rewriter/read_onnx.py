@@ -290,7 +290,7 @@ def _infer_and_check(model: ir.Model, fixed: bool) -> None:
 
 def _agree(one: ir.Shape, other: ir.Shape) -> bool:
     return len(one) == len(other) and all(
-        a == b or not isinstance(a, int) or not isinstance(b, int) for a, b in zip(one, other, strict=True)
+        a == b or not isinstance(a, int) or not isinstance(b, int) or -1 in (a, b) for a, b in zip(one, other, strict=True)
     )
 
 
