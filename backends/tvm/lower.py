@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 from backends.tvm.fuse import Group, groups
 from backends.tvm.graph import SPELLINGS, Graph, UnsupportedNode, read
 from backends.tvm.kernel import Machine
+from backends.tvm.kernels.reduce import KINDS
 from backends.tvm.lower_convolution import convolution, transposed_convolution, wanted_halos
 from backends.tvm.lower_move import concat, elementwise, expand, reshape, slices, transpose
 from backends.tvm.lower_product import matmul
+from backends.tvm.lower_rows import layer_norm, reduction, softmax
 from backends.tvm.lowering import Lowering, refuse
 from backends.tvm.pointwise import SUPPORTED
+from backends.tvm.recognise import recognise
 
 if TYPE_CHECKING:
     import onnx
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
 # what computes; a chain of element-wise nodes may follow each
 COMPUTING: dict[str, Callable[[Lowering, Group], None]] = {
     "MatMul": matmul, "Conv": convolution, "ConvTranspose": transposed_convolution,
+    "Softmax": softmax, "LogSoftmax": softmax, "LayerNormalization": layer_norm, "RMSNormalization": layer_norm,
+    **dict.fromkeys(KINDS, reduction),
 }  # fmt: skip
 # what moves data, or only looks at it in another way
 MOVING: dict[str, Callable[[Lowering, Group], None]] = {
@@ -32,7 +37,7 @@ def lower(graph: Graph, machine: Machine, fast: int = 4, refused: dict[str, str]
 
     Raises UnsupportedNode; or notes the reason in ``refused``, by the node's first output, and goes on as if that were given.
     """
-    low = Lowering(graph, machine, fast)
+    low = Lowering(recognise(graph), machine, fast)
     wanted_halos(low)
     for group in groups(graph, frozenset(COMPUTING)):
         try:

@@ -11,8 +11,9 @@ import numpy as np
 
 from backends.tvm.fuse import Group
 from backends.tvm.graph import Node
-from backends.tvm.kernel import Chain, Step
+from backends.tvm.kernel import Chain, Operand, Step
 from backends.tvm.kernels.contraction import Contraction
+from backends.tvm.kernels.depthwise import Depthwise
 from backends.tvm.lower_product import label
 from backends.tvm.lower_winograd import tile_size, winograd
 from backends.tvm.lowering import Lowering, Packed, channels_last, refuse
@@ -107,9 +108,7 @@ def _launch(
     """One convolution of views [n, h, w, c], weights [o, c / groups, taps, taps]."""
     channels = image.shape[3]
     if groups == channels and weights.shape[0] == channels and groups > 1:
-        from backends.tvm.lower_depthwise import depthwise
-
-        depthwise(low, name, image, weights, out, steps, operands, strides, dilations)
+        _depthwise(low, name, image, weights, out, steps, operands, strides, dilations)
         return
     n, h, w, c = image.strides
     views = [out, *operands]
@@ -137,6 +136,19 @@ def _launch(
         chain=Chain(tuple(view.operand() for view in arranged[1:]), tuple(steps)),
     )  # fmt: skip
     low.launch(spec, [image, Packed(packed), *arranged[1:]], arranged[0], name)
+
+
+def _depthwise(
+    low: Lowering, name: str, image: View, weights: Array, out: View, steps: Sequence[Step], operands: Sequence[View],
+    strides: Sequence[int], dilations: Sequence[int],
+) -> None:  # fmt: skip
+    n, h, w, c = image.strides
+    source = Operand(image.dtype, (n, h * strides[0], w * strides[1], h * dilations[0], w * dilations[1], c))
+    kernel = Depthwise(
+        out.shape[0], (out.shape[1], out.shape[2]), out.shape[3], (weights.shape[2], weights.shape[3]), source,
+        out.operand(), Chain(tuple(view.operand() for view in operands), tuple(steps)),
+    )  # fmt: skip
+    low.launch(kernel, [image, Packed(weights[:, 0].transpose(1, 2, 0)), *operands], out, name)
 
 
 def _grouped(view: View, groups: int, batched: bool) -> View:

@@ -209,7 +209,8 @@ class _Writer:
         starts = [sum(widths[:j]) for j in range(len(widths))]
         panel_base, step = self._right(batch, panel, widths)
         offsets = [r * ls[nb] + s * ls[nb + 1] for r, s in rows]
-        unroll = 4 if len(rows) * len(widths) <= 32 and spec.depth >= 8 else 1
+        usual = (tall, broad, widths) == (*self.tile[:2], self.panels[0][1])
+        unroll = 4 if usual and spec.depth >= 8 else 1  # edges are rare: their code may be small
         with e.loop(spec.taps[0], "tap") as t, e.loop(spec.taps[1], "tap") as u:
             lower = e.bind(base + t * ls[nb + 2] + u * ls[nb + 3])
             start = e.bind(panel_base + (t * spec.taps[1] + u) * (spec.depth * step))

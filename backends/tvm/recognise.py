@@ -1,0 +1,247 @@
+"""Attention and RMSNorm, which exporters spell with many operators, as one node each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from backends.tvm.graph import Graph, Node
+
+
+def recognise(graph: Graph) -> Graph:
+    """``graph`` with `Attention` (query, key, value, mask?) and `RMSNormalization` (x, scale?) nodes.
+
+    `Attention` has the attributes ``scale`` (multiplied with the products), ``guarded`` (rows without any key give 0 and not
+    NaN), ``repeat`` (so many heads of queries share one of keys) and ``flipped`` (key is [.., depth, keys], and not as value).
+    """
+    for find in (_rms_norm,):
+        _Search(graph).replace(find)
+    return graph
+
+
+class _Search:
+    """Nodes by what they make and read."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.maker = graph.makers()
+        self.users = graph.users()
+
+    def replace(self, find: Callable[[_Search, Node], Node | None]) -> None:
+        """Put what ``find`` returns for a node in the place of it and of what only it needs."""
+        gone: set[int] = set()
+        made: dict[int, Node] = {}
+        for node in self.graph.nodes:
+            found = find(self, node) if id(node) not in gone else None
+            if found is not None:
+                made[id(node)] = found
+                gone.update(id(inner) for inner in self._needless(node, found))
+        self.graph.nodes = [made.get(id(node), node) for node in self.graph.nodes if id(node) not in gone]
+
+    def made(self, name: str, *ops: str) -> Node | None:
+        """What makes ``name``, if it is one of ``ops``."""
+        node = self.maker.get(name)
+        return node if node is not None and node.op in ops else None
+
+    def alone(self, name: str) -> bool:
+        """Whether one node reads it, and nothing else."""
+        return len(self.users.get(name, ())) == 1 and name not in self.graph.outputs
+
+    def scalar(self, name: str) -> float | None:
+        """The number of a constant that is one."""
+        array = self.graph.constants.get(name)
+        return float(array.item()) if array is not None and array.size == 1 and array.dtype.kind == "f" else None
+
+    def split(self, node: Node) -> tuple[str, float] | None:
+        """(x, factor) of a node that multiplies or divides by a number."""
+        if node.op == "Mul":
+            for x, other in (node.inputs, node.inputs[::-1]):
+                factor = self.scalar(other)
+                if factor is not None:
+                    return x, factor
+        if node.op == "Div" and self.scalar(node.inputs[1]):
+            return node.inputs[0], 1.0 / (self.scalar(node.inputs[1]) or 1.0)
+        return None
+
+    def _needless(self, root: Node, found: Node) -> Iterator[Node]:
+        """Nodes that were only needed by ``root``, and are not by ``found``."""
+        kept = set(found.inputs)
+        waiting = [name for name in root.inputs if name not in kept]
+        dropped = {id(root)}
+        while waiting:
+            name = waiting.pop()
+            node = self.maker.get(name)
+            if node is None or id(node) in dropped or name in self.graph.outputs:
+                continue
+            if all(id(user) in dropped for user in self.users.get(name, ())):
+                dropped.add(id(node))
+                yield node
+                waiting += [n for n in node.inputs if n not in kept]
+
+
+def _rms_norm(search: _Search, node: Node) -> Node | None:
+    """x / sqrt(mean(x^2) + e), or x times the reciprocal; then perhaps a scale."""
+    graph = search.graph
+    if node.op == "Mul":
+        for inner, scale in (node.inputs, node.inputs[::-1]):
+            array = graph.constants.get(scale)
+            core = _unit(search, search.maker.get(inner))
+            if core is not None and array is not None and search.alone(inner) and _over_columns(array.shape, graph.shapes[inner]):
+                return Node("RMSNormalization", [core[0], scale], node.outputs, {"epsilon": core[1]})
+    core = _unit(search, node)
+    if core is None or any(_scaled(search, user, node.outputs[0]) for user in search.users.get(node.outputs[0], ())):
+        return None
+    return Node("RMSNormalization", [core[0]], node.outputs, {"epsilon": core[1]})
+
+
+def _scaled(search: _Search, user: Node, name: str) -> bool:
+    """Whether ``user`` will be taken together with the norm ``name``."""
+    graph = search.graph
+    arrays = [graph.constants[n] for n in user.inputs if n in graph.constants]
+    return user.op == "Mul" and search.alone(name) and any(_over_columns(a.shape, graph.shapes[name]) for a in arrays)
+
+
+def _over_columns(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+    return math.prod(shape) == whole[-1] and shape[-1:] == whole[-1:]
+
+
+def _unit(search: _Search, node: Node | None) -> tuple[str, float] | None:
+    """(x, epsilon) if ``node`` is x / sqrt(mean(x^2) + epsilon) over the last axis."""
+    if node is None or node.op not in ("Mul", "Div"):
+        return None
+    for x, root in (node.inputs, node.inputs[::-1]) if node.op == "Mul" else [tuple(node.inputs)]:
+        if node.op == "Mul":
+            inverse = search.made(root, "Reciprocal")
+            if inverse is None:
+                continue
+            root = inverse.inputs[0]
+        square_root = search.made(root, "Sqrt")
+        shifted = search.made(square_root.inputs[0], "Add") if square_root else None
+        if shifted is None:
+            continue
+        for mean, epsilon in (shifted.inputs, shifted.inputs[::-1]):
+            value = search.scalar(epsilon)
+            if value is not None and _mean_square(search, mean) == x:
+                return x, value
+    return None
+
+
+def _mean_square(search: _Search, name: str) -> str | None:
+    """x, if ``name`` is the mean of x^2 over the last axis, which is kept."""
+    node = search.made(name, "ReduceMean")
+    if node is None:
+        return None
+    rank = len(search.graph.shapes[node.inputs[0]])
+    if node.attributes["axes"] != [rank - 1] or len(search.graph.shapes[name]) != rank:
+        return None
+    square = search.made(node.inputs[0], "Mul", "Pow")
+    if square is None:
+        return None
+    same = square.inputs[0] == square.inputs[1] if square.op == "Mul" else search.scalar(square.inputs[1]) == 2.0
+    return square.inputs[0] if same else None
+
+
+@dataclass
+class _Scores:
+    """What goes into a softmax: ``scale`` * query @ key + mask."""
+
+    query: str
+    key: str
+    mask: str = ""
+    scale: float = 1.0
+
+
+def _attention(search: _Search, node: Node) -> Node | None:
+    """softmax(scale * query @ key + mask) @ value, of at least two heads or batches."""
+    graph = search.graph
+    if node.op != "MatMul" or node.inputs[0] in graph.constants or node.inputs[1] in graph.constants:
+        return None
+    weights, value = node.inputs
+    guarded = False
+    choice = search.made(weights, "Where")
+    if choice is not None and search.scalar(choice.inputs[1]) == 0.0 and _asks_nan(search, choice):
+        weights, guarded = choice.inputs[2], True
+    softmax = search.made(weights, "Softmax")
+    if softmax is None or graph.dtypes[weights] != "float32":
+        return None
+    rank = len(graph.shapes[weights])
+    if softmax.get("axis", -1) % rank != rank - 1 or not (guarded or search.alone(weights)) or rank not in (3, 4):
+        return None
+    scores = _scores(search, softmax.inputs[0])
+    if scores is None or any(len(graph.shapes[n]) != rank for n in (scores.query, scores.key, value)):
+        return None
+    heads = [graph.shapes[name][:-2] for name in (scores.query, scores.key, value)]
+    if len(set(heads)) != 1:
+        return None
+    transpose = search.made(scores.key, "Transpose")
+    flipped = transpose is None or transpose.attributes["perm"] != [*range(rank - 2), rank - 1, rank - 2]
+    key = transpose.inputs[0] if transpose is not None and not flipped else scores.key
+    repeat = 1
+    if rank == 4 and not flipped:
+        (fewer, repeat), (same, times) = _shared(search, key), _shared(search, value)
+        key, value, repeat = (fewer, same, repeat) if repeat == times else (key, value, 1)
+    inputs = [scores.query, key, value, *([scores.mask] if scores.mask else [])]
+    attributes = {"scale": scores.scale, "guarded": guarded, "repeat": repeat, "flipped": flipped}
+    return Node("Attention", inputs, node.outputs, attributes)
+
+
+def _asks_nan(search: _Search, choice: Node) -> bool:
+    question = search.made(choice.inputs[0], "IsNaN")
+    return question is not None and question.inputs[0] == choice.inputs[2]
+
+
+def _scores(search: _Search, name: str) -> _Scores | None:
+    """The product under a softmax, with what is multiplied and added on the way; each only read here."""
+    mask, scale = "", 1.0
+    while search.alone(name):
+        node = search.maker.get(name)
+        if node is None:
+            return None
+        if node.op == "MatMul":
+            if any(n in search.graph.constants for n in node.inputs):
+                return None
+            found = _Scores(node.inputs[0], node.inputs[1], mask, scale)
+            return _without_factors(search, found)
+        factor = search.split(node)
+        if factor is not None and not mask:
+            name, scale = factor[0], scale * factor[1]
+            continue
+        if node.op == "Add" and not mask:
+            products = [n for n in node.inputs if search.made(n, "MatMul", "Mul", "Div") and search.alone(n)]
+            if len(products) != 1:
+                return None
+            (name,) = products
+            mask = node.inputs[1] if node.inputs[0] == name else node.inputs[0]
+            if search.graph.shapes[name] != search.graph.shapes[node.outputs[0]]:
+                return None
+            continue
+        return None
+    return None
+
+
+def _without_factors(search: _Search, scores: _Scores) -> _Scores:
+    """Numbers that the query or the key are multiplied by belong to the scale."""
+    for side in ("query", "key"):
+        node = search.maker.get(getattr(scores, side))
+        factor = search.split(node) if node is not None else None
+        if factor is not None and search.alone(getattr(scores, side)):
+            setattr(scores, side, factor[0])
+            scores.scale *= factor[1]
+    return scores
+
+
+def _shared(search: _Search, name: str) -> tuple[str, int]:
+    """The heads behind heads that are repeated one after the other: [b, g, ...] as [b, g * r, ...]."""
+    graph = search.graph
+    merged = search.made(name, "Reshape")
+    spread = search.made(merged.inputs[0], "Expand") if merged is not None else None
+    source = search.made(spread.inputs[0], "Reshape") if spread is not None else None
+    if merged is None or spread is None or source is None:
+        return name, 1
+    inner, outer, whole = graph.shapes[source.inputs[0]], graph.shapes[spread.outputs[0]], graph.shapes[name]
+    if len(inner) != 4 or len(outer) != 5 or graph.shapes[spread.inputs[0]] != (*inner[:2], 1, *inner[2:]):
+        return name, 1
+    if outer[:2] != inner[:2] or outer[3:] != inner[2:] or whole != (inner[0], inner[1] * outer[2], *inner[2:]):
+        return name, 1
+    return source.inputs[0], outer[2]
