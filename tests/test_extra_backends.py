@@ -206,6 +206,12 @@ def test_calls_from_several_threads() -> None:
         check(got, exact(model, [x]))
 
 
+@openvino
+def test_openvino_uses_the_threads_it_is_given() -> None:
+    program: Any = build("openvino", network(), threads=1)  # of more it takes as many as there are processors
+    assert program._request.get_compiled_model().get_property("INFERENCE_NUM_THREADS") == 1
+
+
 def test_without_a_compiler_inductor_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._inductor import config
 

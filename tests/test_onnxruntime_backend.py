@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +117,24 @@ def test_backends_by_name() -> None:
         assert callable(backend(name).refuses)
     with pytest.raises(InvalidInput, match="no backend 'tpu'; there are onnxruntime, tvm, openvino, inductor, torch, reference"):
         backend("tpu")
+
+
+def test_sessions_leave_each_other_the_cores() -> None:
+    """They stop spinning after a run, and a session of one thread starts none."""
+
+    def threads_here() -> int:
+        return len(os.listdir("/proc/self/task"))
+
+    if not os.path.isdir("/proc/self/task"):
+        pytest.skip("threads are counted in /proc")
+    ort.build(scale(), threads=1)  # whatever the runtime starts once
+    before = threads_here()
+    first, second = ort.build(scale(), threads=1), ort.build(scale(), threads=1)
+    assert threads_here() == before
+    for program in (first, second):
+        options = program._session.get_session_options()
+        assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+        assert (options.intra_op_num_threads, options.inter_op_num_threads) == (1, 0)
+        program(f32([[1, 2]]))
+    more = ort.build(scale(), threads=3)
+    assert threads_here() == before + 2 and more(f32([[1, 2]]))[0].tolist() == [[2, 4]]
