@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backends.tvm.kernel import Chain, Config, Machine, Operand
-from backends.tvm.kernels.accumulate import MAXIMUM, SUM, combined, neutral
+from backends.tvm.kernels.accumulate import LARGEST, SUM, combined, neutral
 from backends.tvm.kernels.elementwise import step_cycles
 from backends.tvm.kernels.work import offset, shared, threads_for
 
@@ -83,7 +83,7 @@ class _Writer:
     def __init__(self, spec: Pooling, machine: Machine, emitter: Any) -> None:
         self.spec, self.machine, self.e = spec, machine, emitter
         self.lanes = machine.lanes
-        self.how = MAXIMUM if spec.kind == "max" else SUM
+        self.how = LARGEST if spec.kind == "max" else SUM
 
     def write(self) -> Any:
         from tvm import tirx  # type: ignore[import-untyped, unused-ignore]
@@ -161,7 +161,7 @@ class _Writer:
             place = e.bind(corner + offset([t, u], steps))
             for total, start, lanes in zip(totals, starts, widths, strict=True):
                 value = e.bind(e.load(self.source, place + start * along, lanes, along))
-                e.store(total, 0, self._combined(e.bind(e.load(total, 0, lanes)), value))
+                e.store(total, 0, combined(self.how, e.bind(e.load(total, 0, lanes)), value))
 
         if all(isinstance(bound, int) for pair in taps for bound in pair):
             for t in range(taps[0][1]):
@@ -177,12 +177,6 @@ class _Writer:
                 value = value / splat(divisor, lanes)
             self._store(value, [*where, channel + start], lanes)
 
-    def _combined(self, total: Any, value: Any) -> Any:
-        """Maxima as vector units have them: an undefined element may or may not show."""
-        from backends.tvm.vector_math import where
-
-        return where(total > value, total, value) if self.how == MAXIMUM else combined(self.how, total, value)
-
     def _store(self, value: Any, where: Sequence[Any], lanes: int) -> None:
         from backends.tvm.pointwise import evaluate
 
@@ -197,7 +191,12 @@ class _Writer:
 def block_of(channels: int, lanes: int) -> tuple[int, ...]:
     """The vectors that pass together: as many as waste least at the end; of few channels, all, in shorter vectors."""
     if channels < lanes:
-        return tuple(1 << bit for bit in reversed(range(lanes.bit_length())) if channels >> bit & 1)
+        return tuple(narrow(channels))
     most = min(_BLOCK, channels // lanes)
     best = min(range(1, most + 1), key=lambda n: (math.ceil(channels / (n * lanes)) * (n + 0.5), -n))
     return (lanes,) * best
+
+
+def narrow(count: int) -> list[int]:
+    """Widths of vectors, powers of two from large to small, that hold ``count`` elements."""
+    return [1 << bit for bit in reversed(range(count.bit_length())) if count >> bit & 1]

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backends.tvm.kernel import Chain, Config, Machine, Operand
-from backends.tvm.kernels.accumulate import MAXIMUM, SUM, Accumulators, folded
+from backends.tvm.kernels.accumulate import LARGEST, SUM, Accumulators, folded
 from backends.tvm.kernels.elementwise import step_cycles
 from backends.tvm.kernels.work import offset, shared, threads_for
 
@@ -153,7 +153,7 @@ class _Writer:
         from backends.tvm import vector_math as vm
 
         e = self.e
-        most = e.bind(row.total(MAXIMUM, lambda x, lanes: x))
+        most = e.bind(row.total(LARGEST, lambda x, lanes: x))
         if logarithm:
             total = row.total(SUM, lambda x, lanes: vm.exp(e, x - row.wide(most, lanes)))
             shift = e.bind(most + vm.log(e, e.bind(total)))
