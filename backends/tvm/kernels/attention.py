@@ -179,8 +179,10 @@ class _Writer:
             else:
                 self._turn()
             self._scores()
-        factors = [self._softmax(r) for r in range(self.high)]
-        self._values(factors)
+        factors = e.local(self.high, "float32", "factors")
+        with e.loop(self.high, "row") as r:
+            e.store(factors, r, self._softmax(r))
+        self._values([e.bind(e.load(factors, r)) for r in range(self.high)])
 
     def _limits(self, row: Any) -> tuple[Any, Any]:
         """How many keys the tile sees, and how many vectors hold them."""
@@ -280,7 +282,7 @@ class _Writer:
 
     # --- softmax
 
-    def _softmax(self, r: int) -> Any:
+    def _softmax(self, r: Any) -> Any:
         """Turns scores of row ``r`` into powers, and gives one over their sum."""
         from backends.tvm import vector_math as vm
         from backends.tvm.emit import splat
@@ -302,7 +304,7 @@ class _Writer:
         summed = folded(e, SUM, total.vector())
         return e.bind(vm.constant(1.0, summed) / summed)
 
-    def _adjusted(self, r: int, line: Any) -> Any:
+    def _adjusted(self, r: Any, line: Any) -> Any:
         """Scale, mask and causality, if there are any but a scale, which can wait; what lies beyond the last key becomes
         -inf. Gives the largest."""
         from tvm import tirx
@@ -340,7 +342,7 @@ class _Writer:
         ends.take(0, _largest(e, most.vector()))
         return ends.vector()
 
-    def _adjust(self, score: Any, r: int, at: Any) -> Any:
+    def _adjust(self, score: Any, r: Any, at: Any) -> Any:
         from tvm import tirx
 
         from backends.tvm.emit import lanes_of, splat
