@@ -23,8 +23,11 @@ check-all: check .zoo/ready  ## check, all tests, slow ones too, and the benchma
 	$(BIN)/python -m pytest $(ARGS)
 	$(MAKE) bench
 
-bench: .venv/ready .zoo/ready  ## the tables of the README: latency, growth, time to compile
+bench: .venv/ready .zoo/ready  ## the tables of the README: latency, engines, growth, time to compile
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[openvino]'
 	$(RUN) -m benchmarks.zoo
+	$(RUN) -m benchmarks.engines
+	$(RUN) -m benchmarks.engines --structured
 	$(RUN) -m benchmarks.scale
 	$(RUN) -m benchmarks.compile_time
 

@@ -177,7 +177,9 @@ def compile(
 def _built(outcome: Outcome, result: Optimized, folder: str, target: str, threads: int | None) -> Program:
     module = backends.backend(outcome.engine)
     if outcome.saved is not None and _fixed(result.ir_model.graph):
-        return module.restore(outcome.saved, threads=threads)  # type: ignore[no-any-return]
+        program = module.restore(outcome.saved, threads=threads)
+        result.report.notes += program.notes
+        return program  # type: ignore[no-any-return]
     takes_example = outcome.engine in ("tvm", "inductor") and result.example is not None
     options: dict[str, Any] = {"example_inputs": result.example} if takes_example else {}
     if weight_bytes(result.ir_model) <= ONE_FILE:
