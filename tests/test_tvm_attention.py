@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,7 @@ CASES = [
     attention(3, 3, 6, 11, 16, order=(0, 1, 2, 3), chain=True),
     attention(3, 3, 6, 11, 16, order=(0, 1, 3, 2)),
     attention(3, 3, 1, 11, 16, order=(0, 1, 3, 2)),
+    attention(3, 3, 5, 37, 24, order=(0, 1, 3, 2)),
     attention(8, 8, 40, 40, 32),
 ]  # fmt: skip
 
@@ -118,6 +120,17 @@ def test_every_tile() -> None:
     configs = kernel.configs(machine)
     for run in single.build([kernel] * len(configs), machine, configs):
         check(kernel, run, *arrays(kernel))
+
+
+@pytest.mark.parametrize("queries", [1, 6])
+def test_a_row_that_sees_nothing_may_be_guarded(queries: int) -> None:
+    kernel = replace(attention(2, 2, queries, 21, 16, mask="add"), guarded=True)
+    (run,) = single.build([kernel], MACHINES[0])
+    given, shapes = arrays(kernel)
+    seen(given[3], shapes[3], kernel.mask or kernel.out)[0, 0, 0] = -np.inf
+    shape = (2, 2, queries, 16)
+    got = seen(run(*given, filled(shape, kernel.out, 9)), shape, kernel.out)
+    assert (got[0, 0, 0] == 0).all() and np.isfinite(got).all()
 
 
 @pytest.mark.parametrize("queries", [1, 6])

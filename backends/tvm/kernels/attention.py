@@ -31,7 +31,7 @@ class Attention:
     """Axes: ``query`` [batch, heads, queries, depth], ``key`` [batch, groups, keys, depth], ``value`` [batch, groups, keys,
     width], ``out`` and the chain's operands [batch, heads, queries, width], ``mask`` [batch, heads, queries, keys]: float32
     is added, bool hides where it is false. ``causal``: query t sees the keys up to t + keys - queries. Inputs: query, key,
-    value, mask."""
+    value, mask. ``guarded``: a row that sees no key gives 0 and not NaN."""
 
     batch: int
     heads: int
@@ -48,6 +48,7 @@ class Attention:
     mask: Operand | None = None
     causal: bool = False
     chain: Chain = _PLAIN
+    guarded: bool = False
 
     @property
     def operations(self) -> float:
@@ -198,21 +199,45 @@ class _Writer:
     # --- scores
 
     def _turn(self) -> None:
-        """Keys to [block, depth, keys of a block]; beyond the last key, it is repeated."""
+        """Keys to [block, depth, keys of a block]; what lies beyond the last key does not matter."""
         from tvm import tirx
 
         spec, e, lanes = self.spec, self.e, self.lanes
         _, _, along, down = spec.key.strides
-        vectors = self.tile[1]
-        with e.loop(self.padded // lanes, "vector") as vector:
+        whole, rest = divmod(spec.keys, lanes)
+        if along == 1:  # they lie so already
+            with e.loop(whole, "vector") as vector:
+                self._turn_lines(vector * lanes, self._target(vector), [lanes])
+            self._turn_lines(whole * lanes, self._target(whole), narrow(rest))
+            return
+        with e.loop(whole + (rest > 0), "vector") as vector:
+            target = e.bind(self._target(vector))
             start = e.bind(vector * lanes)
-            block = e.bind(tirx.truncdiv(vector, vectors)) if not isinstance(vector, int) else vector // vectors
-            target = e.bind(self.turned + block * (spec.depth * self.block) + (vector - block * vectors) * lanes)
-            places = [e.bind(self.key_base + offset([tirx.min(start + k, spec.keys - 1)], [along])) for k in range(lanes)]
+            last = spec.keys - 1  # repeated beyond
+            places = [e.bind(self.key_base + offset([tirx.min(start + k, last) if rest else start + k], [along])) for k in range(lanes)]
             if spec.depth < lanes or down != 1:
                 self._turn_slowly(places, target)
             else:
                 self._turn_squares(places, target)
+
+    def _target(self, vector: Any) -> Any:
+        """Where the turned keys of a vector start."""
+        from tvm import tirx
+
+        vectors = self.tile[1]
+        block = vector // vectors if isinstance(vector, int) else self.e.bind(tirx.truncdiv(vector, vectors))
+        return self.turned + block * (self.spec.depth * self.block) + (vector - block * vectors) * self.lanes
+
+    def _turn_lines(self, start: Any, target: Any, widths: Sequence[int]) -> None:
+        """Keys side by side, line by line of depth."""
+        e, down = self.e, self.spec.key.strides[3]
+        base, target = e.bind(self.key_base + start), e.bind(target)
+        with e.loop(self.spec.depth if widths else 0, "depth") as d:
+            at = 0
+            for width in widths:
+                value = e.load(self.inputs["key"], base + offset([d], [down]) + at, width)
+                e.store(self.memory, target + d * self.block + at, value)
+                at += width
 
     def _turn_slowly(self, places: Sequence[Any], target: Any) -> None:
         spec, e = self.spec, self.e
@@ -284,12 +309,16 @@ class _Writer:
 
     def _softmax(self, r: Any) -> Any:
         """Turns scores of row ``r`` into powers, and gives one over their sum."""
+        from tvm import tirx
+
         from backends.tvm import vector_math as vm
         from backends.tvm.emit import splat
 
         e, lanes = self.e, self.lanes
         line = e.bind(self.scores + r * self.padded)
         most = e.bind(self._adjusted(r, line))
+        if self.spec.guarded:
+            most = e.bind(vm.at_least(e, most, -3e38))
         if self.plain:
             most = e.bind(most * vm.constant(self.spec.scale, most))
         total = Accumulators(e, SUM, "float32", lanes, 2)
@@ -302,6 +331,8 @@ class _Writer:
             e.store(self.memory, place, value)
             total.take(0, value)
         summed = folded(e, SUM, total.vector())
+        if self.spec.guarded:  # only where every score is -inf are all powers 0
+            summed = e.bind(vm.where(tirx.EQ(summed, vm.constant(0.0, summed)), vm.constant(1.0, summed), summed))
         return e.bind(vm.constant(1.0, summed) / summed)
 
     def _adjusted(self, r: Any, line: Any) -> Any:
