@@ -67,7 +67,8 @@ class _Fusion:
         made = []
         for node in self.graph.nodes:  # what computes comes first, so that chains go to it and not to each other
             if id(node) not in self.pointwise:
-                chain = self._grown([node])[1:] if node.op in self.follows and len(node.outputs) == 1 else []
+                grown = self._grown([node]) if node.op in self.follows and len(node.outputs) == 1 else []
+                chain = [inner for inner in grown if inner is not node]  # which may have come before it
                 self.grouped.update(map(id, (node, *chain)))
                 made.append(Group(node, tuple(chain)))
         for node in self.graph.nodes:

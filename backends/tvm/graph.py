@@ -155,7 +155,7 @@ def _conv(graph: Graph, node: Node) -> None:
     rank = len(graph.shapes[weight]) - 2
     taps = graph.shapes[weight][2:]
     strides, dilations = node.get("strides", [1] * rank), node.get("dilations", [1] * rank)
-    pads = _pads(node, graph.shapes[x][2:], taps, strides, dilations)
+    pads = pads_of(node, graph.shapes[x][2:], taps, strides, dilations)
     attributes = {
         "group": node.get("group", 1), "strides": strides, "dilations": dilations, "pads": pads,
     }  # fmt: skip
@@ -172,7 +172,7 @@ def _conv(graph: Graph, node: Node) -> None:
     graph.add("Add", [sums, _column(graph, rest[0], rank)], out)
 
 
-def _pads(node: Node, shape: Sequence[int], taps: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> list[int]:
+def pads_of(node: Node, shape: Sequence[int], taps: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> list[int]:
     """The paddings before each axis, then after each."""
     auto = node.get("auto_pad", "NOTSET")
     if auto == "NOTSET":

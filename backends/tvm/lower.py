@@ -11,6 +11,7 @@ from backends.tvm.kernel import Machine
 from backends.tvm.kernels.reduce import KINDS
 from backends.tvm.lower_convolution import convolution, transposed_convolution, wanted_halos
 from backends.tvm.lower_move import concat, elementwise, expand, reshape, slices, transpose
+from backends.tvm.lower_pooling import pooling
 from backends.tvm.lower_product import matmul
 from backends.tvm.lower_rows import layer_norm, reduction, softmax
 from backends.tvm.lowering import Lowering, refuse
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 COMPUTING: dict[str, Callable[[Lowering, Group], None]] = {
     "MatMul": matmul, "Conv": convolution, "ConvTranspose": transposed_convolution,
     "Softmax": softmax, "LogSoftmax": softmax, "LayerNormalization": layer_norm, "RMSNormalization": layer_norm,
-    **dict.fromkeys(KINDS, reduction),
+    "MaxPool": pooling, "AveragePool": pooling, **dict.fromkeys(KINDS, reduction),
 }  # fmt: skip
 # what moves data, or only looks at it in another way
 MOVING: dict[str, Callable[[Lowering, Group], None]] = {

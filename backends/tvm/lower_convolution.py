@@ -16,7 +16,7 @@ from backends.tvm.kernels.contraction import Contraction
 from backends.tvm.kernels.depthwise import Depthwise
 from backends.tvm.lower_product import label
 from backends.tvm.lower_winograd import tile_size, winograd
-from backends.tvm.lowering import Lowering, Packed, channels_last, refuse
+from backends.tvm.lowering import Lowering, Packed, as_image, channels_last, refuse
 from backends.tvm.views import View
 
 Array = np.ndarray[Any, Any]
@@ -53,7 +53,7 @@ def convolution(low: Lowering, group: Group) -> None:
         return
     strides, dilations = node.attributes["strides"], node.attributes["dilations"]
     if weights.ndim == 3:
-        image, out, *operands = (_as_image(view) for view in (image, out, *operands))
+        image, out, *operands = (as_image(view) for view in (image, out, *operands))
         weights, strides, dilations = weights[:, :, None], [1, *strides], [1, *dilations]
     image, out, *operands = (view.transposed((0, 2, 3, 1)) for view in (image, out, *operands))
     _launch(low, label(group), image, weights, out, steps, operands, strides, dilations, node.attributes["group"])
@@ -167,11 +167,6 @@ def _even(view: View) -> bool:
 def _one_line(view: View) -> View:
     *batch, h, w, c = view.shape
     return replace(view, shape=(*batch, 1, h * w, c), strides=(*view.strides[:-3], 0, *view.strides[-2:]))
-
-
-def _as_image(view: View) -> View:
-    """[n, c, w] as [n, c, 1, w]."""
-    return replace(view, shape=(*view.shape[:2], 1, view.shape[2]), strides=(*view.strides[:2], 0, view.strides[2]))
 
 
 def _reach(low: Lowering, node: Node, after: tuple[int, ...], tile: int) -> tuple[int, ...]:

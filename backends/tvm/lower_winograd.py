@@ -20,6 +20,7 @@ Array = np.ndarray[Any, Any]
 # Measured cycles that a tile of one vector of channels takes, there and back.
 _INPUT_CYCLES, _OUTPUT_CYCLES = {2: 60.0, 4: 150.0}, {2: 40.0, 4: 100.0}
 _GAIN = 1.15  # by which it must be cheaper on paper: the coefficients also have to go through the caches
+_BAND, _TILES = 2 << 20, 56  # bytes of coefficients of a band, and how many tiles it has at least
 _BYTES = 6.0  # of weights that come from beyond the second-level cache in a cycle
 
 
@@ -58,8 +59,24 @@ def _cycles(spec: Contraction, machine: Machine) -> float:
 
 
 def winograd(low: Lowering, name: str, image: View, weights: Array, out: View, steps: Sequence[Step], operands: Sequence[View], m: int) -> None:
-    """``image`` [n, c, h, w] reaches as far as the last tile; ``out`` and ``operands`` are [n, o, h, w]."""
+    """``image`` [n, c, h, w] reaches as far as the last tile; ``out`` and ``operands`` are [n, o, h, w].
+
+    A large image goes through in bands of tile rows, so that its coefficients stay in the caches between the three launches.
+    """
     image, out, *operands = (view.transposed((0, 2, 3, 1)) for view in (image, out, *operands))
+    packed = Packed(transformed(weights, m))
+    images, high, wide, columns = out.shape
+    across = images * math.ceil(wide / m)
+    row = 4 * (m + 2) ** 2 * across * (image.shape[3] + columns)
+    band = m * max(1, math.ceil(_TILES / across), _BAND // row)
+    for start in range(0, high, band):
+        rows = min(band, high - start)
+        pieces = [view.sliced(1, start, rows) for view in (out, *operands)]
+        part = image.sliced(1, start, -(-rows // m) * m + 2)
+        _band(low, name, part, packed, pieces[0], steps, pieces[1:], m)
+
+
+def _band(low: Lowering, name: str, image: View, weights: Packed, out: View, steps: Sequence[Step], operands: Sequence[View], m: int) -> None:
     images, high, wide, columns = out.shape
     depth, count = image.shape[3], (m + 2) ** 2
     grid = (images, math.ceil(high / m), math.ceil(wide / m))
@@ -69,7 +86,7 @@ def winograd(low: Lowering, name: str, image: View, weights: Array, out: View, s
     low.launch(WinogradInput(m, grid, depth, there, image.operand()), [image], coefficients, "Winograd input")
     left = Operand("float32", (there, 0, depth, 0, 0, 1))
     product = Contraction((count,), (1, tiles), columns, (1, 1), depth, left, Operand("float32", (back, 0, columns, 1)), matrices=(1,))
-    low.launch(product, [coefficients, Packed(transformed(weights, m))], products, "Winograd product")
+    low.launch(product, [coefficients, weights], products, "Winograd product")
     chain = Chain(tuple(view.operand() for view in operands), tuple(steps))
     last = WinogradOutput(m, images, (high, wide), columns, back, out.operand(), chain)
     low.launch(last, [products, *operands], out, name)

@@ -7,7 +7,7 @@ last, with a halo of zeros as wide as its readers pad; the parts of a Concat are
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,9 @@ from backends.tvm.views import View, in_order, memory_order, row_major
 
 Array = np.ndarray[Any, Any]
 Halo = tuple[tuple[int, ...], tuple[int, ...]]  # elements before and after each axis
+
+
+_PAGE, _LINE = 4096, 64  # bytes
 
 
 @dataclass
@@ -124,10 +127,19 @@ class Lowering:
         return view
 
     def temporary(self, shape: Sequence[int], dtype: str, order: Sequence[int] | None = None) -> View:
-        """Fresh memory."""
+        """Fresh memory.
+
+        Rows that are a multiple of a page long would all fall into the same few places of the first-level cache, where a tile
+        of rows could not stay: they get a cache line between them.
+        """
         axes = tuple(order) if order is not None else tuple(range(len(shape)))
-        number = self._storage(Storage("temporary", dtype, int(np.prod(shape))))
-        return View(number, dtype, tuple(shape), in_order(shape, axes))
+        item = np.dtype(dtype).itemsize
+        room = list(shape)
+        last = next((axis for axis in reversed(axes) if shape[axis] > 1), None)
+        if last is not None and shape[last] * item % _PAGE == 0 and np.prod(shape) > 4 * shape[last]:
+            room[last] += _LINE // item
+        number = self._storage(Storage("temporary", dtype, int(np.prod(room))))
+        return View(number, dtype, tuple(shape), in_order(room, axes))
 
     def finish(self) -> None:
         """Copy to the outputs what was not computed there."""
@@ -250,6 +262,11 @@ class Lowering:
 def channels_last(rank: int) -> tuple[int, ...]:
     """The order in memory of an image [n, c, ...]."""
     return (0, *range(2, rank), 1)
+
+
+def as_image(view: View) -> View:
+    """A line [n, c, w] as an image [n, c, 1, w]."""
+    return replace(view, shape=(*view.shape[:2], 1, view.shape[2]), strides=(*view.strides[:2], 0, view.strides[2]))
 
 
 def refuse(node: Node, why: str) -> UnsupportedNode:

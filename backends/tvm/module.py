@@ -14,12 +14,19 @@ from typing import Any
 import numpy as np
 
 from backends.tvm.arena import ALIGNMENT, SLACK, Block, arrange
-from backends.tvm.kernel import Config, Kernel
+from backends.tvm.kernel import Config, Kernel, Machine
 from backends.tvm.lowering import Lowering, Packed, Storage
 from backends.tvm.views import View
 
 Array = np.ndarray[Any, Any]
 ENTRY = "region"
+# TVM tells LLVM that two buffers of one function never overlap. Once kernels are inlined, the output of one and the input of
+# the next are two such buffers: no load may go before a store across the line between kernels. It costs no instruction.
+_BARRIER = """define i32 @rewriter_barrier() alwaysinline {
+  call void asm sideeffect "", "~{memory}"()
+  ret i32 0
+}
+"""
 
 
 @dataclass(frozen=True)
@@ -58,8 +65,8 @@ def plan(low: Lowering, configs: Mapping[Kernel, Config]) -> Layout:
     for index, launch in enumerate(low.launches):
         config = configs[launch.kernel]
         places = [
-            Place("weights", 0, weights.add(launch.kernel.pack(part.array, config, low.machine)))  # type: ignore[attr-defined]
-            if isinstance(part, Packed) else _shifted(storages[part.storage], part)
+            weights.packed(launch.kernel, part, config, low.machine) if isinstance(part, Packed)
+            else _shifted(storages[part.storage], part)
             for part in launch.reads
         ]  # fmt: skip
         places.append(_shifted(storages[launch.write.storage], launch.write))
@@ -114,7 +121,7 @@ def _entry(low: Lowering, layout: Layout, functions: Mapping[Kernel, Any], parts
             memories[kind, index] = tirx.decl_buffer(shape, dtype, name=f"{kind}{index}", data_alignment=ALIGNMENT)
     for kind, size in (("weights", layout.weights.nbytes), ("workspace", layout.workspace + ALIGNMENT)):
         memories[kind, 0] = tirx.decl_buffer((size,), "int8", name=kind, data_alignment=ALIGNMENT)
-    body = []
+    body: list[Any] = []
     for launch, places in zip(low.launches, layout.places, strict=True):
         function = functions[launch.kernel]
         addresses = [
@@ -122,7 +129,9 @@ def _entry(low: Lowering, layout: Layout, functions: Mapping[Kernel, Any], parts
             for place, parameter in zip(places, parts[function].params, strict=True)
         ]
         body.append(tirx.Evaluate(ir.Call(function, addresses, ret_ty=ir.PrimType("int32"))))
-    whole = tirx.SeqStmt(body) if len(body) > 1 else (body or [tirx.Evaluate(tirx.IntImm("int32", 0))])[0]
+        body.append(tirx.Evaluate(tirx.call_extern("int32", "rewriter_barrier")))
+    whole = tirx.SeqStmt([*body, tirx.Evaluate(tirx.IntImm("int32", 0))])
+    whole = tirx.AttrStmt(tirx.IntImm("int32", 0), "pragma_import_llvm", ir.StringImm(_BARRIER), whole)
     return tirx.PrimFunc(list(memories.values()), whole).with_attr("global_symbol", ENTRY)
 
 
@@ -140,6 +149,14 @@ class _Weights:
         self._arrays: list[Array] = []
         self._known: dict[tuple[Any, ...], int] = {}
         self._size = 0
+        self._packed: dict[tuple[int, Kernel], int] = {}
+
+    def packed(self, kernel: Kernel, part: Packed, config: Config, machine: Machine) -> Place:
+        """The place of weights that ``kernel`` packs; a band of an image finds those of the band before."""
+        key = (id(part), kernel)
+        if key not in self._packed:
+            self._packed[key] = self.add(kernel.pack(part.array, config, machine))  # type: ignore[attr-defined]
+        return Place("weights", 0, self._packed[key])
 
     def add(self, array: Array) -> int:
         flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
