@@ -91,6 +91,13 @@ class Comparison:
             if name not in self._loading:
                 self._loading[name] = self._pool.submit(self._load, name)
 
+    def leave_out(self, *names: str) -> None:
+        """These candidates are not to be measured: their processes end."""
+        for name in names:
+            self._candidates.pop(name, None)
+            self._loading.pop(name, None)
+            self._workers.pop(name).close()
+
     def run(self, inputs: Sequence[Any], *, rounds: int = 5, seconds: float = 1.0, drop: float | None = None) -> dict[str, Timing]:
         """As ``compare``; every call loads anew. A candidate whose least time in the first round is more than ``drop`` times the best's
         is not measured further."""

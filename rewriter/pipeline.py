@@ -202,6 +202,8 @@ def _settle(outcome: Outcome, source: _Source, result: Optimized) -> None:
     report = result.report
     report.latency, report.backend = outcome.latency, outcome.engine
     report.notes += outcome.notes
+    if outcome.engine != "onnxruntime" and outcome.latency and len(outcome.latency) > 1 and not _fixed(result.ir_model.graph):
+        report.notes.append(f"{outcome.engine} was fastest at the sizes of the example; others were not measured")
     if not outcome.kept:
         return
     report.notes.append(f"the rewritten graph was not kept: {outcome.kept}")

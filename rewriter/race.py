@@ -13,6 +13,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import backends
@@ -32,6 +33,8 @@ GAIN = 0.97
 """An engine must take less than this times ONNX Runtime's latency to be chosen in its place."""
 LOST = 1.5
 """A candidate that takes this many times the best's least latency in the first round is not measured further."""
+COPIES = 2
+"""How often an engine holds the weights: as they were, and packed for its kernels."""
 BEFORE, AFTER = "before", "after"
 Outputs = Callable[[Mapping[str, Any]], list[Any]]
 
@@ -76,7 +79,8 @@ class Race:
         timeout = 120.0 if tune == 0 else 600.0
         self._comparison = Comparison(candidates, threads=threads, timeout=timeout) if candidates else None
         self._candidates = candidates
-        self._folder = saved
+        self._before, self._folder = before, saved
+        self._notes: list[str] = []
 
     @property
     def measures(self) -> bool:
@@ -86,6 +90,7 @@ class Race:
     def load_before(self) -> None:
         """Let the engines load the model itself, in the background: its file is there."""
         if self._comparison is not None:
+            self._spare_memory(self._comparison)
             self._comparison.load(*(key for key in self._candidates if key.endswith(BEFORE)))
 
     def run(self, example: Sequence[Any] | None, differs: Callable[[Outputs], str]) -> Outcome:
@@ -94,11 +99,13 @@ class Race:
         if self._comparison is None:
             return Outcome(self._engines[0])
         if example is None:
-            return Outcome(self._engines[0], notes=["nothing was measured: the model could not be run on made-up inputs; give example_inputs"])
+            nothing = "nothing was measured: the model could not be run on made-up inputs; give example_inputs"
+            return Outcome(self._engines[0], notes=[*self._notes, nothing])
         count = len(self._candidates)
         timings = self._comparison.run(example, rounds=6, seconds=0.3 * count, drop=LOST if count > 2 else None)
         failed = {key for key, t in timings.items() if t.failure is not None}
-        notes = [f"{e} did not compete: {timings[_key(e, AFTER)].failure}" for e in self._engines if _key(e, AFTER) in failed and not self._alone]
+        absent = [] if self._alone else [e for e in self._engines if _key(e, AFTER) in failed]
+        notes = self._notes + [f"{e} did not compete: {timings[_key(e, AFTER)].failure}" for e in absent]
         if len(failed) == count:
             return Outcome(self._engines[0], latency={}, notes=notes)
         chosen = self._chosen(timings, failed, differs, notes)
@@ -117,6 +124,18 @@ class Race:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _spare_memory(self, comparison: Comparison) -> None:
+        """A model that is too large for the memory to be held by every candidate is measured on the first engine alone."""
+        size = sum(f.stat().st_size for f in Path(self._before).parent.glob(f"{Path(self._before).name}*"))
+        if size * COPIES * len(self._candidates) < _free_memory() or self._alone:
+            return
+        out = [key for key in self._candidates if not key.startswith(f"{self._engines[0]} ")]
+        comparison.leave_out(*out)
+        self._candidates = {key: c for key, c in self._candidates.items() if key not in out}
+        others = ", ".join(self._engines[1:])
+        self._notes.append(f"{others} did not compete: {size / 1e9:.1f} GB of model in {len(out)} more processes is too much memory")
+        self._engines = self._engines[:1]
 
     def _chosen(self, timings: Mapping[str, Timing], failed: set[str], differs: Callable[[Outputs], str], notes: list[str]) -> str:
         """The key of the winner, its results compared; what had to give way is noted."""
@@ -162,6 +181,15 @@ class Race:
         except RewriterError:
             return None
         return self._folder
+
+
+def _free_memory() -> float:
+    """Bytes that processes can still have (Linux; infinite where that is not known)."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return float("inf")
+    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), float("inf"))
 
 
 def _key(engine: str, which: str) -> str:

@@ -6,6 +6,7 @@ import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -118,3 +119,13 @@ def test_an_engine_that_cannot_take_the_model_is_a_note() -> None:
     assert compiled.backend == "onnxruntime" and compiled(np.float32([0, 9])).tolist() == [0, 9]
     assert len(compiled.report.notes) == 1 and compiled.report.notes[0].startswith("torch did not compete: ")
     assert "\n" not in compiled.report.notes[0]
+
+
+def test_a_model_that_fills_the_memory_is_measured_on_one_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(race, "_free_memory", lambda: 5000.0)
+    (tmp_path / "before.onnx").write_bytes(bytes(1000))
+    with Race(["onnxruntime", "torch"], str(tmp_path / "before.onnx"), "", "", threads=1, tune=0) as held:
+        assert list(held._candidates) == ["onnxruntime before", "onnxruntime after", "torch after"]
+        held.load_before()
+        assert list(held._candidates) == ["onnxruntime before", "onnxruntime after"]
+        assert len(held._notes) == 1 and held._notes[0].startswith("torch did not compete: ")
