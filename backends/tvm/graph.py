@@ -301,6 +301,21 @@ def _gather(graph: Graph, node: Node) -> None:
     graph.add("Reshape", [row], out)
 
 
+def _gather_nd(graph: Graph, node: Node) -> None:
+    """Places that are constants, as one Gather of rows."""
+    data, indices = node.inputs
+    places = graph.constants.get(indices)
+    shape = graph.shapes[data]
+    if places is None or node.get("batch_dims", 0) or places.size == 0:
+        raise UnsupportedNode(node.op, node.outputs[0], "its indices are not constants")
+    depth = places.shape[-1]
+    outer = np.asarray(shape[:depth])
+    rows = np.ravel_multi_index(tuple(np.moveaxis(np.where(places < 0, places + outer, places), -1, 0)), shape[:depth])
+    flat = graph.fresh(data, (int(np.prod(outer)), *shape[depth:]), graph.dtypes[data])
+    graph.add("Reshape", [data], flat)
+    graph.add("Gather", [flat, graph.constant(np.asarray(rows, np.int64))], node.outputs[0], axis=0)
+
+
 def _global(reduction: str) -> Callable[[Graph, Node], None]:
     """GlobalAveragePool and its like as a reduction over the image."""
 
@@ -348,7 +363,7 @@ def _clip(graph: Graph, node: Node) -> None:
 SPELLINGS: dict[str, Callable[[Graph, Node], None]] = {
     "Constant": _constant, "Identity": _alias, "Dropout": _alias, "Conv": _conv, "ConvTranspose": _conv,
     "BatchNormalization": _batch_norm, "Gemm": _gemm, "Sum": _fold_pairs("Add"), "Mean": _fold_pairs("Add"),
-    "Max": _fold_pairs("Max"), "Min": _fold_pairs("Min"), "Slice": _slice, "Split": _split, "Gather": _gather,
+    "Max": _fold_pairs("Max"), "Min": _fold_pairs("Min"), "Slice": _slice, "Split": _split, "Gather": _gather, "GatherND": _gather_nd,
     "GlobalAveragePool": _global("ReduceMean"), "GlobalMaxPool": _global("ReduceMax"), "Transpose": _transpose,
     "Reshape": _only_data("Reshape"), "Flatten": _only_data("Reshape"), "Squeeze": _only_data("Reshape"),
     "Unsqueeze": _only_data("Reshape"), "Expand": _only_data("Expand"), "Clip": _clip,

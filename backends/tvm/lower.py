@@ -9,7 +9,9 @@ from backends.tvm.fuse import Group, groups
 from backends.tvm.graph import SPELLINGS, Graph, UnsupportedNode, read
 from backends.tvm.kernel import Machine
 from backends.tvm.kernels.reduce import KINDS
+from backends.tvm.lower_attention import attention
 from backends.tvm.lower_convolution import convolution, transposed_convolution, wanted_halos
+from backends.tvm.lower_gather import gather
 from backends.tvm.lower_move import concat, elementwise, expand, reshape, slices, transpose
 from backends.tvm.lower_pooling import pooling
 from backends.tvm.lower_product import matmul
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 COMPUTING: dict[str, Callable[[Lowering, Group], None]] = {
     "MatMul": matmul, "Conv": convolution, "ConvTranspose": transposed_convolution,
     "Softmax": softmax, "LogSoftmax": softmax, "LayerNormalization": layer_norm, "RMSNormalization": layer_norm,
-    "MaxPool": pooling, "AveragePool": pooling, **dict.fromkeys(KINDS, reduction),
+    "Attention": attention, "Gather": gather, "GatherElements": gather, "MaxPool": pooling, "AveragePool": pooling, **dict.fromkeys(KINDS, reduction),
 }  # fmt: skip
 # what moves data, or only looks at it in another way
 MOVING: dict[str, Callable[[Lowering, Group], None]] = {

@@ -15,7 +15,7 @@ def recognise(graph: Graph) -> Graph:
     `Attention` has the attributes ``scale`` (multiplied with the products), ``guarded`` (rows without any key give 0 and not
     NaN), ``repeat`` (so many heads of queries share one of keys) and ``flipped`` (key is [.., depth, keys], and not as value).
     """
-    for find in (_rms_norm,):
+    for find in (_rms_norm, _attention):
         _Search(graph).replace(find)
     return graph
 
