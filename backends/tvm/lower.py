@@ -15,6 +15,7 @@ from backends.tvm.lower_gather import gather
 from backends.tvm.lower_move import concat, elementwise, expand, reshape, slices, transpose
 from backends.tvm.lower_pooling import pooling
 from backends.tvm.lower_product import matmul
+from backends.tvm.lower_resize import resize
 from backends.tvm.lower_rows import layer_norm, reduction, softmax
 from backends.tvm.lowering import Lowering, refuse
 from backends.tvm.pointwise import SUPPORTED
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 COMPUTING: dict[str, Callable[[Lowering, Group], None]] = {
     "MatMul": matmul, "Conv": convolution, "ConvTranspose": transposed_convolution,
     "Softmax": softmax, "LogSoftmax": softmax, "LayerNormalization": layer_norm, "RMSNormalization": layer_norm,
-    "Attention": attention, "Gather": gather, "GatherElements": gather, "MaxPool": pooling, "AveragePool": pooling, **dict.fromkeys(KINDS, reduction),
+    "Attention": attention, "Gather": gather, "GatherElements": gather, "MaxPool": pooling, "Resize": resize, "AveragePool": pooling, **dict.fromkeys(KINDS, reduction),
 }  # fmt: skip
 # what moves data, or only looks at it in another way
 MOVING: dict[str, Callable[[Lowering, Group], None]] = {
