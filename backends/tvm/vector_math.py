@@ -52,6 +52,12 @@ def bits(value: Expr, dtype: str) -> Expr:
     return tirx.reinterpret(_wide(dtype, value), value)
 
 
+def words(value: Expr) -> Expr:
+    """Four bytes each as one int32."""
+    count = lanes_of(value) // 4
+    return tirx.reinterpret("int32" if count == 1 else f"int32x{count}", value)
+
+
 def where(condition: Expr, then: Expr, otherwise: Expr) -> Expr:
     """Element by element; both sides are computed."""
     return tirx.Select(condition, then, otherwise)

@@ -64,7 +64,7 @@ class Contraction:
         """The function: left, right, the chain's operands, out."""
         from backends.tvm.emit import Emitter
 
-        return _Writer(self, config, machine, Emitter()).write()
+        return Writer(self, config, machine, Emitter()).write()
 
     def pack(self, right: Array, config: Tile, machine: Machine) -> Array:
         """Weights [matrices, taps, taps, depth, columns] as this kernel reads them, flat."""
@@ -133,18 +133,20 @@ def _parts(length: int, tile: int) -> list[tuple[int, int]]:
     return [part for part in ((tile, whole), (rest, 1)) if part[0] and part[1]]
 
 
-class _Writer:
-    """Writes one Contraction with one tile size."""
+class Writer:
+    """Writes one Contraction with one tile size; ``total`` is the type of the sums, ``factor`` that of the
+    right operand."""
 
     def __init__(self, spec: Contraction, tile: Tile, machine: Machine, emitter: Any) -> None:
         self.spec, self.tile, self.machine, self.e = spec, tile, machine, emitter
         self.panels = panels(spec.columns, tile[2], machine.lanes)
         self.nb = len(spec.batch)
+        self.total = self.factor = spec.left.dtype
 
     def write(self) -> Any:
         spec, e = self.spec, self.e
         self.left = e.pointer("left", spec.left.dtype)
-        self.right = e.pointer("right", spec.left.dtype)
+        self.right = e.pointer("right", self.factor)
         self.operands = [e.pointer(f"operand{i}", operand.dtype) for i, operand in enumerate(spec.chain.operands)]
         self.out = e.pointer("out", spec.out.dtype)
         counts = [math.ceil(r / t) for r, t in zip(spec.rows, self.tile[:2], strict=True)]
@@ -176,12 +178,15 @@ class _Writer:
             choices.append((index, options))
         last = self.panels[-1][1]
         full = self.panels[0][1]
-        widths: list[tuple[tuple[int, ...], Any]] = [(full, None)]
-        if last != full or spec.columns % self.machine.lanes:
-            widths = ([(full, None)] if len(self.panels) > 1 else []) + [(last, panel >= len(self.panels) - 1 if len(self.panels) > 1 else None)]
+        several = len(self.panels) > 1
+        ends = last != full or spec.columns % self.machine.lanes != 0  # equal vectors may still hold fewer columns
+        widths: list[tuple[Any, Any]] = [((full, self.tile[2]), None)] if several or not ends else []
+        if ends:
+            left = spec.columns - self.panels[-1][0]
+            widths.append(((last, left), panel >= len(self.panels) - 1 if several else None))
 
         def by_width(h: int, w: int) -> None:
-            self._choose([(v, c) for v, c in widths], lambda v: self._micro(batch, panel, high, wide, h, w, v))
+            self._choose(widths, lambda v: self._micro(batch, panel, high, wide, h, w, *v))
 
         def by_wide(h: int) -> None:
             self._choose(choices[1][1], lambda w: by_width(h, w))
@@ -195,19 +200,19 @@ class _Writer:
             (usual, _), (edge, condition) = options
             self.e.choose(condition, lambda: write(edge), lambda: write(usual))
 
-    def _micro(self, batch: Sequence[Any], panel: Any, high: Any, wide: Any, tall: int, broad: int, widths: tuple[int, ...]) -> None:
-        """One tile of ``tall`` x ``broad`` rows by the columns of ``widths``."""
+    def _micro(self, batch: Sequence[Any], panel: Any, high: Any, wide: Any, tall: int, broad: int, widths: tuple[int, ...], left: int) -> None:
+        """One tile of ``tall`` x ``broad`` rows by the columns of ``widths``, of which ``left`` are stored."""
         spec, e = self.spec, self.e
         nb = self.nb
         where = [*batch, high * self.tile[0], wide * self.tile[1]]
         ls = spec.left.strides
         base = e.bind(offset(where, ls[: nb + 2]))
         rows = [(r, s) for r in range(tall) for s in range(broad)]
-        sums = [[e.local(width, spec.left.dtype, "sum") for width in widths] for _ in rows]
-        for row, (j, width) in itertools.product(sums, enumerate(widths)):
-            e.store(row[j], 0, _zero(spec.left.dtype, width))
+        sums = [[e.local(width, self.total, "sum") for width in widths] for _ in rows]
         starts = [sum(widths[:j]) for j in range(len(widths))]
         panel_base, step = self._right(batch, panel, widths)
+        for row, (j, width) in itertools.product(sums, enumerate(widths)):
+            e.store(row[j], 0, self._first(starts[j], width))
         offsets = [r * ls[nb] + s * ls[nb + 1] for r, s in rows]
         usual = (tall, broad, widths) == (*self.tile[:2], self.panels[0][1])
         unroll = 4 if usual and spec.depth >= 8 else 1  # edges are rare: their code may be small
@@ -221,7 +226,11 @@ class _Writer:
                         self._step(sums, lower, offsets, start, k * unroll + inner, step, widths, starts)
             for inner in range(whole * unroll, spec.depth):
                 self._step(sums, lower, offsets, start, inner, step, widths, starts)
-        self._finish(sums, where, rows, panel, widths, starts)
+        self._finish(sums, where, rows, panel, widths, starts, left)
+
+    def _first(self, start: int, width: int) -> Any:
+        """What the sums of the vector at column ``start`` of a panel start from."""
+        return _zero(self.total, width)
 
     def _right(self, batch: Sequence[Any], panel: Any, widths: Sequence[int]) -> tuple[Any, int]:
         """Where the panel starts, and how far apart its steps of depth are."""
@@ -250,11 +259,10 @@ class _Writer:
 
     def _finish(
         self, sums: Sequence[Sequence[Any]], where: Sequence[Any], rows: Sequence[tuple[int, int]], panel: Any, widths: Sequence[int],
-        starts: Sequence[int],
+        starts: Sequence[int], left: int,
     ) -> None:  # fmt: skip
         """Hand the sums through the chain and store them; a vector that is wider than what is left goes one by one."""
         spec, e, nb = self.spec, self.e, self.nb
-        left = spec.columns - self.panels[-1][0] if widths == self.panels[-1][1] else self.tile[2]
         bases = [(operand, e.bind(offset(where, operand.strides[: nb + 2]))) for operand in (*spec.chain.operands, spec.out)]
         column = panel * self.tile[2]
         for row, (r, s) in zip(sums, rows, strict=True):
@@ -262,7 +270,7 @@ class _Writer:
                 if start + width <= left:
                     self._store(e.load(total, 0, width), bases, r, s, column + start, width)
                     continue
-                spare = e.local(width, spec.left.dtype, "spare")  # read by lanes, which would keep ``total`` out of registers
+                spare = e.local(width, self.total, "spare")  # read by lanes, which would keep ``total`` out of registers
                 e.store(spare, 0, e.load(total, 0, width))
                 for lane in range(left - start):
                     self._store(e.load(spare, lane), bases, r, s, column + start + lane, 1)

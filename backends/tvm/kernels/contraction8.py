@@ -1,0 +1,164 @@
+"""Matrix products and convolutions of 8-bit numbers, with 32-bit sums.
+
+    out[b, r, s, n] = chain( sum over t, u, k of (left[b, r, s, t, u, k] - zero) * right[b, t, u, k, n] )
+
+A vector unit that multiplies bytes in fours (VNNI: unsigned by signed) takes four steps of depth at once: the left operand
+gives four bytes to all elements of a vector, weights are packed [panel, taps, depth / 4, panel width, 4]. Signed left
+operands are moved up by 128. What that and ``zero`` add is the same for a whole column; the sums start from its negative,
+which lies before the weights. Other machines multiply one step of depth at a time as 32-bit numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from backends.tvm.kernel import PLAIN, Chain, Machine, Operand, Strides
+from backends.tvm.kernels.contraction import Contraction, Tile, Writer, panels
+
+Array = np.ndarray[Any, Any]
+_LIFT = {"uint8": 0, "int8": 128}
+
+
+@dataclass(frozen=True)
+class Contraction8:
+    """As Contraction, with ``left`` of uint8 or int8, ``zero`` its zero point, weights of int8, and a chain that gets
+    int32. Channels lie side by side. Up to 3 bytes are read after the last element of the left operand."""
+
+    batch: tuple[int, ...]
+    rows: tuple[int, int]
+    columns: int
+    taps: tuple[int, int]
+    depth: int
+    left: Operand
+    out: Operand
+    zero: int = 0
+    matrices: Strides = ()
+    chain: Chain = PLAIN
+
+    @property
+    def operations(self) -> float:
+        """Multiplications and additions of one run."""
+        return 2.0 * math.prod((*self.batch, *self.rows, self.columns, *self.taps, self.depth))
+
+    def scratch(self, config: Tile, machine: Machine) -> int:
+        """None is needed."""
+        return 0
+
+    def configs(self, machine: Machine) -> list[Tile]:
+        """Those of a Contraction with as many steps."""
+        return self.in_steps(machine).configs(machine)
+
+    def write(self, config: Tile, machine: Machine) -> Any:
+        """The function: left, right, the chain's operands, out."""
+        from backends.tvm.emit import Emitter
+
+        return _Writer(self, config, machine, Emitter()).write()
+
+    def pack(self, right: Array, config: Tile, machine: Machine) -> Array:
+        """Weights [matrices, taps, taps, depth, columns] (int8) as this kernel reads them, flat, as int8."""
+        steps, step = self.in_steps(machine).depth, _bytes(machine)
+        padded = np.pad(right, [(0, 0)] * 3 + [(0, steps * step - self.depth), (0, 0)])
+        fours = padded.reshape(*right.shape[:3], steps, step, self.columns).swapaxes(4, 5)
+        lifted = self.zero + (_LIFT[self.left.dtype] if machine.vnni else 0)
+        starts = -lifted * right.sum((1, 2, 3), dtype=np.int32)
+        pieces, heads = [], []
+        for start, widths in _panels(self.columns, config[2], machine.lanes):
+            missing = sum(widths) - min(config[2], self.columns - start)
+            panel = fours[..., start : start + config[2], :]
+            pieces.append(np.pad(panel, [(0, 0)] * 4 + [(0, missing), (0, 0)]).reshape(right.shape[0], -1))
+            heads.append(np.pad(starts[:, start : start + config[2]], [(0, 0), (0, missing)]))
+        head = np.concatenate(heads, axis=1).astype(np.int32).reshape(-1).view(np.int8)
+        return np.concatenate([head, np.concatenate(pieces, axis=1).astype(np.int8).reshape(-1)])
+
+    def in_steps(self, machine: Machine) -> Contraction:
+        """The same computation with as many bytes of depth in a step as are multiplied at once."""
+        step = _bytes(machine)
+        strides = (*self.left.strides[:-1], step)
+        left = Operand(self.left.dtype, strides)
+        depth = math.ceil(self.depth / step)
+        return Contraction(
+            self.batch, self.rows, self.columns, self.taps, depth, left, self.out, None, self.matrices, self.chain,
+        )  # fmt: skip
+
+
+def _bytes(machine: Machine) -> int:
+    return 4 if machine.vnni else 1
+
+
+def _panels(columns: int, width: int, lanes: int) -> list[tuple[int, tuple[int, ...]]]:
+    """Panels whose shortest vector is of 4 elements, for which there is an instruction."""
+    return [(start, tuple(max(4, w) for w in widths)) for start, widths in panels(columns, width, lanes)]
+
+
+class _Writer(Writer):
+    """Writes one Contraction8."""
+
+    def __init__(self, spec: Contraction8, tile: Tile, machine: Machine, emitter: Any) -> None:
+        super().__init__(spec.in_steps(machine), tile, machine, emitter)
+        self.panels = _panels(spec.columns, tile[2], machine.lanes)
+        self.total, self.factor = "int32", "int8"
+        self.step = _bytes(machine)
+        self.signed = spec.left.dtype == "int8"
+        matrices = 1 + sum((size - 1) * stride for size, stride in zip(spec.batch, spec.matrices, strict=False))
+        self.head = matrices * sum(sum(widths) for _, widths in self.panels)  # sums to start from
+
+    def _right(self, batch: Sequence[Any], panel: Any, widths: Sequence[int]) -> tuple[Any, int]:
+        from backends.tvm.kernels.work import offset
+
+        start, step = super()._right(batch, panel, widths)
+        whole = sum(sum(w) for _, w in self.panels)
+        matrix = offset(batch, self.spec.matrices or (0,) * self.nb)
+        self.column = self.e.bind(matrix * whole + panel * sum(self.panels[0][1]))
+        return self.e.bind(4 * self.head + start * self.step), step * self.step
+
+    def _first(self, start: int, width: int) -> Any:
+        from backends.tvm.vector_math import words
+
+        place = (self.column + start) * 4
+        return words(self.e.load(self.right, place, 4 * width))
+
+    def _step(
+        self, sums: Sequence[Sequence[Any]], lower: Any, offsets: Sequence[int], start: Any, k: Any, step: int,
+        widths: Sequence[int], starts: Sequence[int],
+    ) -> None:  # fmt: skip
+        from tvm import tirx  # type: ignore[import-untyped, unused-ignore]
+
+        from backends.tvm.emit import splat
+
+        e = self.e
+        vectors = [e.bind(e.load(self.right, start + k * step + s * self.step, w * self.step)) for w, s in zip(widths, starts, strict=True)]
+        if self.step == 1:
+            vectors = [e.bind(tirx.Cast(f"int32x{w}", vector)) for vector, w in zip(vectors, widths, strict=True)]
+        depth = self.spec.left.strides[-1]
+        for row, ahead in zip(sums, offsets, strict=True):
+            factor = e.bind(self._factor(lower + k * depth + ahead))
+            for total, vector, width in zip(row, vectors, widths, strict=True):
+                old, wide = e.load(total, 0, width), splat(factor, width)
+                e.store(total, 0, _fours(old, wide, vector) if self.step == 4 else old + wide * vector)
+
+    def _factor(self, place: Any) -> Any:
+        """A step's bytes of the left operand as one 32-bit number: of four, as unsigned; of one, as what it is."""
+        from tvm import tirx
+
+        from backends.tvm.vector_math import words
+
+        if self.step == 1:
+            return tirx.Cast("int32", self.e.load(self.left, place))
+        four = words(self.e.load(self.left, place, 4))
+        return four ^ tirx.const(-0x7F7F7F80, "int32") if self.signed else four  # moves each byte up by 128
+
+
+def _fours(total: Any, left: Any, right: Any) -> Any:
+    """``total`` plus, in each element, four products of unsigned bytes of ``left`` and signed ones of ``right``."""
+    from tvm import tirx
+
+    from backends.tvm.emit import lanes_of
+
+    lanes = lanes_of(total)
+    name = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}"
+    return tirx.call_llvm_pure_intrin(f"int32x{lanes}", name, total, tirx.reinterpret(f"int8x{4 * lanes}", left), right)

@@ -1,0 +1,115 @@
+"""Products and convolutions: ragged columns; those of 8-bit numbers against the same in 64 bits: exact."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tvm")
+
+from dataclasses import replace
+
+from tvm_kernels import extent, in_order, machines, seen, step
+
+from backends.tvm import single
+from backends.tvm.kernel import Chain, Machine, Operand
+from backends.tvm.kernels.contraction import Contraction
+from backends.tvm.kernels.contraction8 import Contraction8
+from backends.tvm.machine import detect
+
+Array = np.ndarray[Any, Any]
+MACHINES = machines(threads=2)
+each_machine = pytest.mark.parametrize("machine", MACHINES, ids=lambda m: f"{m.lanes} lanes")
+
+
+def matmul(rows: int, depth: int, columns: int, dtype: str = "uint8", zero: int = 3, batch: tuple[int, ...] = ()) -> Contraction8:
+    """Of ``batch`` products, each with weights of its own."""
+    *before, row, along = in_order((*batch, rows, depth))
+    *outside, line, column = in_order((*batch, rows, columns))
+    left = Operand(dtype, (*before, 0, row, 0, 0, along))
+    out = Operand("int32", (*outside, 0, line, column))
+    return Contraction8(batch, (1, rows), columns, (1, 1), depth, left, out, zero, in_order(batch))
+
+
+def convolution(channels: int, columns: int, taps: int, stride: int, dtype: str = "uint8") -> Contraction8:
+    size, results = 9, (9 - taps) // stride + 1
+    n, h, w, c = in_order((2, size, size, channels))
+    left = Operand(dtype, (n, h * stride, w * stride, h, w, c))
+    out = Operand("int32", in_order((2, results, results, columns)))
+    return Contraction8((2,), (results, results), columns, (taps, taps), channels, left, out, 100, (0,))
+
+
+PRODUCTS = [
+    *[matmul(rows, depth, columns) for rows, depth, columns in ((1, 1, 1), (3, 5, 7), (17, 4, 16), (9, 37, 49), (1, 130, 100), (40, 64, 33))],
+    *[matmul(rows, depth, columns, "int8", -4) for rows, depth, columns in ((1, 1, 1), (9, 37, 49), (33, 66, 18))],
+    matmul(5, 10, 20, batch=(3,)), convolution(3, 17, 3, 1), convolution(8, 32, 3, 2), convolution(5, 6, 1, 1, "int8"),
+]  # fmt: skip
+
+
+@each_machine
+def test_every_column_of_every_panel(machine: Machine) -> None:
+    """Where the last panel holds fewer columns, but as many vectors."""
+    kernels, configs = [], []
+    for columns in (9, 31, 47, 58, 63, 95, 143):
+        left, out = Operand("float32", (0, 8, 0, 0, 1)), Operand("float32", (0, columns, 1))
+        kernel = Contraction((), (1, 9), columns, (1, 1), 8, left, out)
+        chosen = kernel.configs(machine)[:4]
+        kernels += [kernel] * len(chosen)
+        configs += chosen
+    for kernel, config, run in zip(kernels, configs, single.build(kernels, machine, configs), strict=True):
+        rng = np.random.default_rng(0)
+        a, b = rng.standard_normal((9, 8)).astype(np.float32), rng.standard_normal((8, kernel.columns)).astype(np.float32)
+        got = run(a, kernel.pack(b[None, None, None], config, machine), np.full((9, kernel.columns), np.nan, np.float32))
+        np.testing.assert_allclose(got.reshape(9, -1), a.astype(np.float64) @ b, rtol=1e-5, atol=1e-5, err_msg=f"{kernel} {config}")
+
+
+def operands(kernel: Contraction8) -> tuple[Array, Array, Array]:
+    """What lies in memory on the left, the weights, and the exact result; numbers at the ends of their ranges too."""
+    rng = np.random.default_rng(0)
+    shape = (*kernel.batch, *kernel.rows, *kernel.taps, kernel.depth)
+    low, high = np.iinfo(kernel.left.dtype).min, np.iinfo(kernel.left.dtype).max
+    memory = rng.choice([low, high, *range(low, high, 17)], extent(shape, kernel.left) + 3).astype(kernel.left.dtype)
+    matrices = 1 + sum((size - 1) * stride for size, stride in zip(kernel.batch, kernel.matrices, strict=True))
+    weights = rng.choice([-128, 127, *range(-128, 127, 11)], (matrices, *kernel.taps, kernel.depth, kernel.columns)).astype(np.int8)
+    x = seen(memory, shape, kernel.left).astype(np.int64) - kernel.zero
+    per_batch = np.stack([weights[i if matrices > 1 else 0] for i in range(kernel.batch[0])]) if kernel.batch else weights
+    if not kernel.batch:
+        x = x[None]
+    return memory, weights, np.einsum("brstuk,btukn->brsn", x, per_batch.astype(np.int64))
+
+
+@each_machine
+def test_sums_are_exact(machine: Machine) -> None:
+    for kernel, run in zip(PRODUCTS, single.build(PRODUCTS, machine), strict=True):
+        memory, weights, expected = operands(kernel)
+        packed = kernel.pack(weights, kernel.configs(machine)[0], machine)
+        shape = (*kernel.batch, *kernel.rows, kernel.columns)
+        got = run(memory, packed, np.zeros(shape, np.int32)).reshape(expected.shape)
+        np.testing.assert_array_equal(got, expected, err_msg=str(kernel))
+
+
+@each_machine
+def test_scales_bias_and_bytes_again_in_the_chain(machine: Machine) -> None:
+    columns = 21
+    along = Operand("float32", (0, 0, 1))
+    steps = (
+        step("Cast", 0), step("Mul", 3, 1), step("Add", 4, 2), step("Relu", 5),
+        step("Constant", value=0.5), step("Constant", value=7, dtype="uint8"), step("QuantizeLinear", 6, 7, 8, dtype="uint8"),
+    )  # fmt: skip
+    plain = matmul(6, 30, columns)
+    kernel = replace(plain, out=replace(plain.out, dtype="uint8"), chain=Chain((along, along), steps))
+    (run,) = single.build([kernel], machine)
+    memory, weights, sums = operands(kernel)
+    scales, bias = np.random.default_rng(1).random((2, columns)).astype(np.float32) / 1000
+    got = run(memory, kernel.pack(weights, kernel.configs(machine)[0], machine), scales, bias, np.zeros((6, columns), np.uint8))
+    expected = np.clip(np.rint(np.maximum(sums[0, 0] * scales.astype(np.float64) + bias, 0) / 0.5) + 7, 0, 255)
+    assert abs(got.reshape(6, columns) - expected).max() <= 1
+
+
+def test_narrow_vectors_with_products_of_fours() -> None:
+    """A processor with such products for 8 lanes alone: its code is made, whether or not it runs here."""
+    narrow = detect(1, "alderlake")
+    assert narrow.vnni and narrow.lanes == 8
+    single.build([matmul(9, 37, 49)], narrow)
