@@ -17,6 +17,7 @@ from backends.tvm.lower_pooling import pooling
 from backends.tvm.lower_product import matmul
 from backends.tvm.lower_resize import resize
 from backends.tvm.lower_rows import layer_norm, reduction, softmax
+from backends.tvm.lower_scan import extremum, running_sum
 from backends.tvm.lowering import Lowering, refuse
 from backends.tvm.pointwise import SUPPORTED
 from backends.tvm.recognise import recognise
@@ -28,10 +29,11 @@ if TYPE_CHECKING:
 COMPUTING: dict[str, Callable[[Lowering, Group], None]] = {
     "MatMul": matmul, "Conv": convolution, "ConvTranspose": transposed_convolution,
     "Softmax": softmax, "LogSoftmax": softmax, "LayerNormalization": layer_norm, "RMSNormalization": layer_norm,
-    "Attention": attention, "Gather": gather, "GatherElements": gather, "MaxPool": pooling, "Resize": resize, "AveragePool": pooling, **dict.fromkeys(KINDS, reduction),
+    "Attention": attention, "Gather": gather, "GatherElements": gather, "MaxPool": pooling, "Resize": resize, "CumSum": running_sum, "AveragePool": pooling, **dict.fromkeys(KINDS, reduction),
 }  # fmt: skip
-# what moves data, or only looks at it in another way
+# what moves data, or only looks at it in another way; and what no chain follows
 MOVING: dict[str, Callable[[Lowering, Group], None]] = {
+    "ArgMax": extremum, "ArgMin": extremum,
     "Reshape": reshape, "Transpose": transpose, "Slice": slices, "Expand": expand, "Concat": concat,
 }  # fmt: skip
 
