@@ -24,7 +24,7 @@ def attention(low: Lowering, group: Group) -> None:
     reads = [query, key, value]
     if len(node.inputs) > 3:
         reads.append(low.view(node.inputs[3]).expanded((*query.shape[:-1], key.shape[-2])))
-    out = low.place(group.result, (0, 2, 1, 3) if rank == 4 else None)
+    out = low.place(group.result, (0, 2, 1, 3) if rank == 4 and group.result not in low.graph.outputs else None)
     query, key, value, out = (_with_batch(view) for view in (query, key, value, out))
     mask = _with_batch(reads[3]).operand() if len(reads) > 3 else None
     kernel = Attention(

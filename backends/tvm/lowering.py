@@ -142,10 +142,14 @@ class Lowering:
         return View(number, dtype, tuple(shape), in_order(room, axes))
 
     def finish(self) -> None:
-        """Copy to the outputs what was not computed there."""
+        """What was computed into memory of its own, in order, becomes an output as it is; the rest is copied there."""
         for name in self.graph.outputs:
             view = self.view(name)
-            if self.storages[view.storage].kind == "output" and self.storages[view.storage].name == name:
+            storage = self.storages[view.storage]
+            if storage.kind == "output" and storage.name == name:
+                continue
+            if storage.kind == "temporary" and view.contiguous and storage.elements == int(np.prod(view.shape)):
+                storage.kind, storage.name = "output", name
                 continue
             number = self._storage(Storage("output", view.dtype, int(np.prod(view.shape)), name))
             self.copy(view, View(number, view.dtype, view.shape, row_major(view.shape)), "copy to output")

@@ -204,10 +204,10 @@ def _scores(search: _Search, name: str) -> _Scores | None:
             found = _Scores(node.inputs[0], node.inputs[1], mask, scale)
             return _without_factors(search, found)
         factor = search.split(node)
-        if factor is not None and not mask:
+        if factor is not None:
             name, scale = factor[0], scale * factor[1]
             continue
-        if node.op == "Add" and not mask:
+        if node.op == "Add" and not mask and scale == 1.0:  # a number between mask and softmax would multiply the mask
             products = [n for n in node.inputs if search.made(n, "MatMul", "Mul", "Div") and search.alone(n)]
             if len(products) != 1:
                 return None
