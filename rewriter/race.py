@@ -10,6 +10,7 @@ that the result was verified on, and gives way to the next one if it differs.
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,9 +21,9 @@ import backends
 from backends.measure import Candidate, Comparison, Timing
 from rewriter.errors import InvalidInput, RewriterError
 
-AUTO = ("onnxruntime", "openvino")
-"""What competes under "auto", where it is installed. TVM joins when its builds take seconds."""
-PATIENT = ("tvm", "inductor", "torch")
+AUTO = ("onnxruntime", "tvm", "openvino")
+"""What competes under "auto", where it is installed."""
+PATIENT = ("inductor", "torch")
 """What competes too when the user allows time for tuning."""
 QUICK = ("onnxruntime", "openvino")
 """Engines that build in well under a second: they run the model itself as well."""
@@ -75,7 +76,7 @@ class Race:
         self._alone = len(engines) == 1
         both = [e for e in engines if e in QUICK or (tune > 0 and not self._alone)]
         measured = [] if self._alone and not both else list(engines)
-        candidates = {_key(e, BEFORE): Candidate(e, before) for e in both} | {_key(e, AFTER): Candidate(e, after) for e in measured}
+        candidates = {_key(e, BEFORE): Candidate(e, before) for e in both} | {_key(e, AFTER): Candidate(e, after, options=_options(e, tune)) for e in measured}
         timeout = 120.0 if tune == 0 else 600.0
         self._comparison = Comparison(candidates, threads=threads, timeout=timeout) if candidates else None
         self._candidates = candidates
@@ -160,7 +161,7 @@ class Race:
 
     def _why(self, timings: Mapping[str, Timing], engine: str) -> str:
         afters = [timings[_key(e, AFTER)] for e in self._engines]
-        best = min(afters, key=lambda t: t.median_ms)
+        best = min(afters, key=_typical)
         return best.failure or f"it took {best.median_ms:.3g} ms where the model takes {timings[_key(engine, BEFORE)].median_ms:.3g}"
 
     def _latency(self, timings: Mapping[str, Timing]) -> dict[str, dict[str, float | None]]:
@@ -192,6 +193,10 @@ def _free_memory() -> float:
     return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), float("inf"))
 
 
+def _options(engine: str, tune: int) -> dict[str, Any]:
+    return {"tune": tune} if engine == "tvm" and tune else {}
+
+
 def _key(engine: str, which: str) -> str:
     return f"{engine} {which}"
 
@@ -213,9 +218,14 @@ def _fastest(timings: Mapping[str, Timing], keys: Sequence[str]) -> str:
 def _best(timings: Mapping[str, Timing], keys: Sequence[str]) -> str | None:
     if not keys:
         return None
-    best = min(keys, key=lambda key: timings[key].median_ms)
+    best = min(keys, key=lambda key: _typical(timings[key]))
     plain = next((key for key in keys if key.startswith("onnxruntime")), best)
-    return best if timings[best].median_ms < GAIN * timings[plain].median_ms else plain
+    return best if _typical(timings[best]) < GAIN * _typical(timings[plain]) else plain
+
+
+def _typical(timing: Timing) -> float:
+    """Between the median, which a busy machine moves, and the least time, which one lucky call makes."""
+    return math.sqrt(timing.median_ms * timing.min_ms)
 
 
 def _milliseconds(timing: Timing | None) -> float | None:
