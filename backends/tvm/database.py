@@ -20,7 +20,7 @@ from pathlib import Path
 
 from backends.tvm.kernel import Config, Kernel, Machine
 
-FORMAT = 1  # of the kernels' code: to be raised when a template writes other code for the same configuration
+FORMAT = 1  # of the measurements: to be raised when other configurations would be the best
 _ROOM = 512 << 20  # bytes of libraries that are kept
 _TABLES = """
 CREATE TABLE IF NOT EXISTS kernels (
@@ -99,7 +99,7 @@ def default_path() -> Path:
 
 def digest(*parts: object) -> str:
     """A name for what is made from ``parts``."""
-    return hashlib.sha256("\n".join(map(repr, (_versions(), *parts))).encode()).hexdigest()
+    return hashlib.sha256("\n".join(map(repr, (_versions(), _templates(), *parts))).encode()).hexdigest()
 
 
 def _name(machine: Machine) -> str:
@@ -109,3 +109,12 @@ def _name(machine: Machine) -> str:
 @cache
 def _versions() -> str:
     return f"{FORMAT} tvm {version('apache-tvm')}"
+
+
+@cache
+def _templates() -> str:
+    """What writes the code: when that changes, no old code may be taken for the new."""
+    found = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()
