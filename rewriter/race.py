@@ -76,7 +76,8 @@ class Race:
         self._alone = len(engines) == 1
         both = [e for e in engines if e in QUICK or (tune > 0 and not self._alone)]
         measured = [] if self._alone and not both else list(engines)
-        candidates = {_key(e, BEFORE): Candidate(e, before) for e in both} | {_key(e, AFTER): Candidate(e, after, options=_options(e, tune)) for e in measured}
+        candidates = {_key(e, BEFORE): Candidate(e, before) for e in both}
+        candidates |= {_key(e, AFTER): Candidate(e, after, options=_options(e, tune)) for e in measured}
         timeout = 120.0 if tune == 0 else 600.0
         self._comparison = Comparison(candidates, threads=threads, timeout=timeout) if candidates else None
         self._candidates = candidates
