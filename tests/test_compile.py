@@ -230,8 +230,9 @@ def test_auto_measures_and_says_so(tmp_path: Path) -> None:
     close(compiled(IMAGE), wanted(Small().eval(), IMAGE))
     report = compiled.report.to_dict()
     assert "onnxruntime" in report["latency"] and report["backend"] == compiled.backend and compiled.backend in report["latency"]
+    assert report["latency"]["onnxruntime"]["before_ms"] > 0
     for pair in report["latency"].values():  # of every engine that is installed
-        assert all(pair[k] > 0 for k in ("before_ms", "after_ms"))
+        assert pair["after_ms"] > 0
     compiled.save(tmp_path / "a")
     assert rewriter.load(tmp_path / "a").report.to_dict() == report
 

@@ -75,8 +75,9 @@ def mixed(batch: int | str = "batch") -> onnx.ModelProto:
 
 @pytest.fixture(scope="module")
 def program() -> TvmProgram:
+    before = "tvm" in sys.modules  # some other test may have needed it
     made: TvmProgram = backend("tvm").build(mixed(), threads=1, example_inputs=[numbers(2, 3, 8)])
-    assert "tvm" not in sys.modules
+    assert ("tvm" in sys.modules) == before  # the compiler has a process of its own
     return made
 
 
