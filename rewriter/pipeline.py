@@ -32,7 +32,7 @@ from rewriter.egraph import Limits, Saturator, SearchFailed
 from rewriter.errors import BudgetError, InvalidInput, InvalidModel, RewriterError, VerificationFailed
 from rewriter.graph import summarise, weight_bytes
 from rewriter.infer_onnx import infer
-from rewriter.race import Outcome, Race
+from rewriter.race import Outcome, Race, build_options
 from rewriter.race import parse as race_engines
 from rewriter.read_onnx import read_onnx
 from rewriter.report import Report
@@ -166,7 +166,7 @@ def compile(
         outcome = race.run(result.example, result.oracle.differs)
         _settle(outcome, source, result)
         watch("building")
-        program = _built(outcome, result, folder, target, threads)
+        program = _built(outcome, result, folder, target, threads, tune)
         watch.end()
     return Compiled(
         result.ir_model, program, result.report, inputs=result.inputs, outputs=result.outputs, weights=result.weights,
@@ -174,14 +174,14 @@ def compile(
     )  # fmt: skip
 
 
-def _built(outcome: Outcome, result: Optimized, folder: str, target: str, threads: int | None) -> Program:
+def _built(outcome: Outcome, result: Optimized, folder: str, target: str, threads: int | None, tune: int) -> Program:
     module = backends.backend(outcome.engine)
     if outcome.saved is not None and _fixed(result.ir_model.graph):
         program = module.restore(outcome.saved, threads=threads)
         result.report.notes += program.notes
         return program  # type: ignore[no-any-return]
     takes_example = outcome.engine in ("tvm", "inductor") and result.example is not None
-    options: dict[str, Any] = {"example_inputs": result.example} if takes_example else {}
+    options = build_options(outcome.engine, tune) | ({"example_inputs": result.example} if takes_example else {})
     if weight_bytes(result.ir_model) <= ONE_FILE:
         program = module.build(result.model, target=target, threads=threads, **options)
     else:

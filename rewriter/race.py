@@ -77,7 +77,7 @@ class Race:
         both = [e for e in engines if e in QUICK or (tune > 0 and not self._alone)]
         measured = [] if self._alone and not both else list(engines)
         candidates = {_key(e, BEFORE): Candidate(e, before) for e in both}
-        candidates |= {_key(e, AFTER): Candidate(e, after, options=_options(e, tune)) for e in measured}
+        candidates |= {_key(e, AFTER): Candidate(e, after, options=build_options(e, tune)) for e in measured}
         timeout = 120.0 if tune == 0 else 600.0
         self._comparison = Comparison(candidates, threads=threads, timeout=timeout) if candidates else None
         self._candidates = candidates
@@ -194,7 +194,8 @@ def _free_memory() -> float:
     return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), float("inf"))
 
 
-def _options(engine: str, tune: int) -> dict[str, Any]:
+def build_options(engine: str, tune: int) -> dict[str, Any]:
+    """What ``build`` of this engine is told of the user's time."""
     return {"tune": tune} if engine == "tvm" and tune else {}
 
 
