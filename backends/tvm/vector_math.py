@@ -119,6 +119,16 @@ def exp(e: Emitter, x: Expr) -> Expr:
     return (constant(2.0, x) + tail * constant(2.0, x)) * scale
 
 
+def exp_of_negative(e: Emitter, x: Expr) -> Expr:
+    """e^x for x <= 0, by a quarter less than for any x."""
+    if element(x) != "float32":
+        return tirx.exp(x)
+    x = e.bind(at_least(e, x, -88.0))  # from -87.7 on, the exponent field is 0
+    power, r = _reduced(e, x)
+    scale = e.bind(bits((power + _like(127 - _ROUNDING_BITS, "int32", x)) << _like(23, "int32", x), "float32"))
+    return (_polynomial(e, _EXP, r) * (r * r) + r) * scale + scale
+
+
 def expm1_of_negative(e: Emitter, x: Expr) -> Expr:
     """e^x - 1 for x <= 0, relatively precise near 0."""
     if element(x) != "float32":

@@ -327,7 +327,7 @@ class _Writer:
             score = e.load(self.memory, place, lanes)
             if self.plain and self.spec.scale != 1.0:
                 score = score * vm.constant(self.spec.scale, score)
-            value = e.bind(vm.exp(e, score - splat(most, lanes)))
+            value = e.bind(vm.exp_of_negative(e, score - splat(most, lanes)))
             e.store(self.memory, place, value)
             total.take(0, value)
         summed = folded(e, SUM, total.vector())

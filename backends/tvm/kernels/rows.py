@@ -155,7 +155,7 @@ class _Writer:
         e = self.e
         most = e.bind(row.total(LARGEST, lambda x, lanes: x))
         if logarithm:
-            total = row.total(SUM, lambda x, lanes: vm.exp(e, x - row.wide(most, lanes)))
+            total = row.total(SUM, lambda x, lanes: vm.exp_of_negative(e, x - row.wide(most, lanes)))
             shift = e.bind(most + vm.log(e, e.bind(total)))
             # x - max first: the sum's logarithm is small beside a large maximum
             spare = e.bind(shift - most)
@@ -164,7 +164,7 @@ class _Writer:
         again = self.spec.out.dtype != "float32"  # nowhere to keep the powers
 
         def power(x: Any, lanes: int) -> Any:
-            return vm.exp(e, x - row.wide(most, lanes))
+            return vm.exp_of_negative(e, x - row.wide(most, lanes))
 
         total = e.bind(row.total(SUM, power, keep=not again))
         one = e.bind(vm.constant(1.0, total) / total)
