@@ -49,7 +49,7 @@ RIVALS: dict[str, Engine] = {
     "torch.compile": _exported(compiled=True),
     "PyTorch": _exported(),
 }
-OURS = {"TVM alone": "tvm", "auto: TVM, ONNX Runtime": "onnxruntime,tvm", "auto: all": "onnxruntime,tvm,openvino"}
+OURS = {"TVM alone": "tvm", "auto: TVM and ONNX Runtime": "onnxruntime,tvm", "auto: all": "onnxruntime,tvm,openvino"}
 """By heading: the ``backend`` of ``rewriter.compile``."""
 
 
