@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("tvm")
 
-from tvm_kernels import filled, in_order, machines, seen, step
+from tvm_kernels import filled, in_order, machines, seen, some, step
 
 from backends.tvm import single
 from backends.tvm.kernel import Chain, Machine, Operand
@@ -107,7 +107,8 @@ def check(kernel: Attention, run: single.Single, given: list[Array], shapes: lis
 
 @each_machine
 def test_attention(machine: Machine) -> None:
-    for kernel, run in zip(CASES, single.build(CASES, machine), strict=True):
+    chosen = some(CASES, machine, MACHINES[0])
+    for kernel, run in zip(chosen, single.build(chosen, machine), strict=True):
         given, shapes = arrays(kernel)
         if kernel.mask and kernel.mask.dtype == "bool":
             given[3][::7] = True

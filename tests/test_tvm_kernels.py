@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("tvm")
 
-from tvm_kernels import extent, filled, in_order, machines, seen, step
+from tvm_kernels import extent, filled, in_order, machines, seen, some, step
 
 from backends.tvm import single
 from backends.tvm.kernel import Chain, Machine, Operand
@@ -68,8 +68,9 @@ def assert_elementwise(kernel: Elementwise, run: single.Single, expected: Callab
 
 @each_machine
 def test_elementwise_through_any_strides(machine: Machine) -> None:
-    runs = single.build([kernel for kernel, _ in ELEMENTWISE], machine)
-    for (kernel, expected), run in zip(ELEMENTWISE, runs, strict=True):
+    chosen = some(ELEMENTWISE, machine, MACHINES[0])
+    runs = single.build([kernel for kernel, _ in chosen], machine)
+    for (kernel, expected), run in zip(chosen, runs, strict=True):
         assert_elementwise(kernel, run, expected)
 
 

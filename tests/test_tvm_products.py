@@ -11,7 +11,7 @@ pytest.importorskip("tvm")
 
 from dataclasses import replace
 
-from tvm_kernels import extent, in_order, machines, seen, step
+from tvm_kernels import extent, in_order, machines, seen, some, step
 
 from backends.tvm import single
 from backends.tvm.kernel import Chain, Machine, Operand
@@ -82,7 +82,8 @@ def operands(kernel: Contraction8) -> tuple[Array, Array, Array]:
 
 @each_machine
 def test_sums_are_exact(machine: Machine) -> None:
-    for kernel, run in zip(PRODUCTS, single.build(PRODUCTS, machine), strict=True):
+    chosen = some(PRODUCTS, machine, MACHINES[0])
+    for kernel, run in zip(chosen, single.build(chosen, machine), strict=True):
         memory, weights, expected = operands(kernel)
         packed = kernel.pack(weights, kernel.configs(machine)[0], machine)
         shape = (*kernel.batch, *kernel.rows, kernel.columns)
