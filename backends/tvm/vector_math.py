@@ -61,8 +61,8 @@ def bits(value: Expr, dtype: str) -> Expr:
 
 
 def words(value: Expr) -> Expr:
-    """Four bytes each as one int32."""
-    count = lanes_of(value) // 4
+    """The same bits, of bytes or 16-bit numbers, as int32."""
+    count = lanes_of(value) * (1 if element(value).endswith("8") else 2) // 4
     return tirx.reinterpret("int32" if count == 1 else f"int32x{count}", value)
 
 
