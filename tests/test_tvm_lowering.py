@@ -289,6 +289,38 @@ def test_rms_norm_is_one_kernel(tail: str, here: Machine, tmp_path: Path) -> Non
     assert labels == ["RMSNormalization"]
 
 
+EIGHT = {
+    "a product": ("p = MatMul (xd, wd)", (2, 5, 12), (12, 20), 1),
+    "a convolution": ("p = Conv <pads=[1,0,1,2], strides=[2,1]> (xd, wd)", (1, 5, 9, 8), (18, 5, 3, 3), 0),
+}
+
+
+@pytest.mark.parametrize("name", EIGHT)
+@pytest.mark.parametrize("kind", ["uint8", "int8"])
+def test_products_of_eight_bits(name: str, kind: str, here: Machine, tmp_path: Path) -> None:
+    call, shape, weights, axis = EIGHT[name]
+    random = np.random.default_rng(0)
+    zero = np.asarray(131 if kind == "uint8" else -7, kind)
+    proto = model(
+        f"g (float[{', '.join(map(str, shape))}] x) => (y, r) {{ xq = QuantizeLinear (x, s, z)\n xd = DequantizeLinear (xq, s, z)\n"
+        f" wd = DequantizeLinear <axis={axis}> (w, ws)\n {call}\n y = Relu (p)\n r = QuantizeLinear (p, s, z) }}",
+        s=np.float32(0.05), z=zero, w=random.integers(-127, 128, weights, dtype=np.int8),
+        ws=random.uniform(0.001, 0.01, weights[axis]).astype(np.float32),
+    )  # fmt: skip
+    x = random.normal(size=shape).astype(np.float32)
+    labels = agree(proto, x, folder=tmp_path, machine=here)
+    assert sum("8" in label for label in labels) == 1
+
+
+def test_a_table_of_eight_bits_stays_so(here: Machine, tmp_path: Path) -> None:
+    proto = model(
+        "g (int64[2,3] i) => (y) { t = DequantizeLinear (w, s, z)\n y = Gather (t, i) }",
+        w=np.arange(40, dtype=np.uint8).reshape(10, 4), s=np.float32(0.5), z=np.uint8(3),
+    )  # fmt: skip
+    labels = agree(proto, np.array([[0, 9, -1], [3, 4, 5]]), folder=tmp_path, machine=here)
+    assert labels == ["Gather+DequantizeLinear"]
+
+
 # --- what is refused
 
 

@@ -316,6 +316,25 @@ def _gather_nd(graph: Graph, node: Node) -> None:
     graph.add("Gather", [flat, graph.constant(np.asarray(rows, np.int64))], node.outputs[0], axis=0)
 
 
+def _quantize(graph: Graph, node: Node) -> None:
+    """QuantizeLinear and DequantizeLinear: scales and zero points of an axis broadcast along it."""
+    x, *parameters = node.inputs
+    if node.get("block_size", 0):
+        raise UnsupportedNode(node.op, node.outputs[0], "it has scales for blocks")
+    shape = [1] * len(graph.shapes[x])
+    if shape:
+        shape[node.get("axis", 1) % len(shape) if len(graph.shapes[parameters[0]]) else 0] = -1
+    spread = []
+    for name in parameters:
+        if not name or not graph.shapes[name]:
+            spread.append(name)
+        elif name in graph.constants:
+            spread.append(graph.constant(graph.constants[name].reshape(shape)))
+        else:
+            raise UnsupportedNode(node.op, node.outputs[0], "its scales are not constants")
+    graph.add(node.op, [x, *spread], node.outputs[0])
+
+
 def _global(reduction: str) -> Callable[[Graph, Node], None]:
     """GlobalAveragePool and its like as a reduction over the image."""
 
@@ -363,7 +382,8 @@ def _clip(graph: Graph, node: Node) -> None:
 SPELLINGS: dict[str, Callable[[Graph, Node], None]] = {
     "Constant": _constant, "Identity": _alias, "Dropout": _alias, "Conv": _conv, "ConvTranspose": _conv,
     "BatchNormalization": _batch_norm, "Gemm": _gemm, "Sum": _fold_pairs("Add"), "Mean": _fold_pairs("Add"),
-    "Max": _fold_pairs("Max"), "Min": _fold_pairs("Min"), "Slice": _slice, "Split": _split, "Gather": _gather, "GatherND": _gather_nd,
+    "Max": _fold_pairs("Max"), "Min": _fold_pairs("Min"), "Slice": _slice, "Split": _split, "Gather": _gather,
+    "GatherND": _gather_nd, "QuantizeLinear": _quantize, "DequantizeLinear": _quantize,
     "GlobalAveragePool": _global("ReduceMean"), "GlobalMaxPool": _global("ReduceMax"), "Transpose": _transpose,
     "Reshape": _only_data("Reshape"), "Flatten": _only_data("Reshape"), "Squeeze": _only_data("Reshape"),
     "Unsqueeze": _only_data("Reshape"), "Expand": _only_data("Expand"), "Clip": _clip,

@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 
 # what computes; a chain of element-wise nodes may follow each
 COMPUTING: dict[str, Callable[[Lowering, Group], None]] = {
-    "MatMul": matmul, "Conv": convolution, "ConvTranspose": transposed_convolution,
+    "MatMul": matmul, "MatMul8": matmul, "Conv": convolution, "Conv8": convolution, "ConvTranspose": transposed_convolution,
     "Softmax": softmax, "LogSoftmax": softmax, "LayerNormalization": layer_norm, "RMSNormalization": layer_norm,
-    "Attention": attention, "Gather": gather, "GatherElements": gather, "MaxPool": pooling, "Resize": resize, "CumSum": running_sum, "AveragePool": pooling, **dict.fromkeys(KINDS, reduction),
+    "Attention": attention, "Gather": gather, "GatherElements": gather, "MaxPool": pooling, "AveragePool": pooling,
+    "Resize": resize, "CumSum": running_sum, **dict.fromkeys(KINDS, reduction),
 }  # fmt: skip
 # what moves data, or only looks at it in another way; and what no chain follows
 MOVING: dict[str, Callable[[Lowering, Group], None]] = {

@@ -13,6 +13,7 @@ from backends.tvm.fuse import Group
 from backends.tvm.graph import Node
 from backends.tvm.kernel import Chain, Operand, Step
 from backends.tvm.kernels.contraction import Contraction
+from backends.tvm.kernels.contraction8 import Contraction8
 from backends.tvm.kernels.depthwise import Depthwise
 from backends.tvm.lower_product import label
 from backends.tvm.lower_winograd import tile_size, winograd
@@ -30,6 +31,8 @@ def wanted_halos(low: Lowering) -> None:
             after = _reach(low, node, after, tile_size(low, node))
             if any((*before, *after)):
                 low.want_halo(node.inputs[0], before, after)
+        elif node.op == "Conv8" and any(node.attributes["pads"]):
+            low.want_halo(node.inputs[0], *_halo(node), node.attributes["zero"])
 
 
 def convolution(low: Lowering, group: Group) -> None:
@@ -40,13 +43,15 @@ def convolution(low: Lowering, group: Group) -> None:
     if weight not in low.graph.constants:
         raise refuse(node, "its weights are not constants")
     weights = low.graph.constants[weight]
-    if weights.ndim not in (3, 4) or low.graph.dtypes[x] != "float32":
+    zero = node.get("zero") if node.op == "Conv8" else None
+    if weights.ndim not in (3, 4) or (low.graph.dtypes[x] != "float32" and zero is None):
         raise refuse(node, f"it has {weights.ndim - 2} dimensions of {low.graph.dtypes[x]}")
     steps, operands = low.chain(group, 1)
     order = channels_last(weights.ndim)
     before, after = _halo(node)
-    tile = tile_size(low, node)
-    image = low.padded(x, before, _reach(low, node, after, tile))
+    tile = tile_size(low, node) if zero is None else 0
+    reach = _reach(low, node, after, tile)
+    image = low.padded(x, before, reach) if zero is None else low.padded(low.owned(x), before, after, zero, last=True)
     out = low.place(group.result, order)
     if tile:
         winograd(low, label(group), image, weights, out, steps, operands, tile)
@@ -56,7 +61,7 @@ def convolution(low: Lowering, group: Group) -> None:
         image, out, *operands = (as_image(view) for view in (image, out, *operands))
         weights, strides, dilations = weights[:, :, None], [1, *strides], [1, *dilations]
     image, out, *operands = (view.transposed((0, 2, 3, 1)) for view in (image, out, *operands))
-    _launch(low, label(group), image, weights, out, steps, operands, strides, dilations, node.attributes["group"])
+    _launch(low, label(group), image, weights, out, steps, operands, strides, dilations, node.attributes["group"], zero)
 
 
 def transposed_convolution(low: Lowering, group: Group) -> None:
@@ -103,9 +108,9 @@ def _phases(size: int, stride: int, taps: int, pad: int) -> list[tuple[int, int,
 
 def _launch(
     low: Lowering, name: str, image: View, weights: Array, out: View, steps: Sequence[Step], operands: Sequence[View],
-    strides: Sequence[int], dilations: Sequence[int], groups: int,
+    strides: Sequence[int], dilations: Sequence[int], groups: int, zero: int | None = None,
 ) -> None:  # fmt: skip
-    """One convolution of views [n, h, w, c], weights [o, c / groups, taps, taps]."""
+    """One convolution of views [n, h, w, c], weights [o, c / groups, taps, taps]; ``zero``: of 8-bit numbers."""
     channels = image.shape[3]
     if groups == channels and weights.shape[0] == channels and groups > 1:
         _depthwise(low, name, image, weights, out, steps, operands, strides, dilations)
@@ -129,12 +134,13 @@ def _launch(
     if row_strides[0] == rows[1] * row_strides[1] and all(_even(v) for v in arranged):  # one line of all pixels
         arranged = [_one_line(view) for view in arranged]
         rows, row_strides = (1, rows[0] * rows[1]), (0, row_strides[1])
-    spec = Contraction(
-        batch=batch, rows=rows, columns=packed.shape[-1], taps=(taps[0], taps[1]), depth=depth,
-        left=replace(image.operand(), strides=(*left_batch, *row_strides, *tap_strides, c)),
-        out=arranged[0].operand(), matrices=matrices,
-        chain=Chain(tuple(view.operand() for view in arranged[1:]), tuple(steps)),
-    )  # fmt: skip
+    left = Operand(image.dtype, (*left_batch, *row_strides, *tap_strides, c))
+    target, chain = arranged[0].operand(), Chain(tuple(view.operand() for view in arranged[1:]), tuple(steps))
+    spec: Contraction | Contraction8
+    if zero is None:
+        spec = Contraction(batch, rows, packed.shape[-1], (taps[0], taps[1]), depth, left, target, matrices=matrices, chain=chain)
+    else:
+        spec = Contraction8(batch, rows, packed.shape[-1], (taps[0], taps[1]), depth, left, target, zero, matrices, chain)
     low.launch(spec, [image, Packed(packed), *arranged[1:]], arranged[0], name)
 
 

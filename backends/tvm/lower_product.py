@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from backends.tvm.fuse import Group
-from backends.tvm.kernel import Chain
+from backends.tvm.kernel import Chain, Operand
 from backends.tvm.kernels.contraction import Contraction
+from backends.tvm.kernels.contraction8 import Contraction8
 from backends.tvm.lowering import Lowering, Packed, refuse
 from backends.tvm.views import View
 
@@ -25,31 +26,37 @@ def matmul(low: Lowering, group: Group) -> None:
     graph = low.graph
     if len(graph.shapes[left_name]) < 2 or len(graph.shapes[right_name]) < 2:
         raise refuse(node, "a vector is an operand")
-    if graph.dtypes[left_name] != "float32":
+    zero = node.get("zero") if node.op == "MatMul8" else None
+    if graph.dtypes[left_name] != "float32" and zero is None:
         raise refuse(node, f"its type is {graph.dtypes[left_name]}")
     steps, operands = low.chain(group, 1)
     out = low.place(group.result)
-    left = low.view(left_name)
+    left = low.view(left_name if zero is None else low.owned(left_name))
     weights = graph.constants.get(right_name)
     if weights is not None and math.prod(weights.shape[:-2]) == 1:
-        _with_weights(low, group, left, weights.reshape(weights.shape[-2:]), out, Chain((), steps), operands)
+        _with_weights(low, group, left, weights.reshape(weights.shape[-2:]), out, Chain((), steps), operands, zero)
     else:
         _with_data(low, group, left, low.view(right_name), out, Chain((), steps), operands)
 
 
-def _with_weights(low: Lowering, group: Group, left: View, weights: Array, out: View, chain: Chain, operands: list[View]) -> None:
+def _with_weights(low: Lowering, group: Group, left: View, weights: Array, out: View, chain: Chain, operands: list[View], zero: int | None) -> None:
     depth, columns = weights.shape
     *rows, _ = out.shape
     left = left.expanded((*rows, depth))
     shape = _merged_rows([left, out, *operands], tuple(rows))
     left, out, *operands = (_rows(view, shape) for view in (left, out, *operands))
     batch = tuple(range(len(shape) - 2))
-    spec = Contraction(
-        batch=tuple(shape[:-2]), rows=(shape[-2], shape[-1]), columns=columns, taps=(1, 1), depth=depth,
-        left=replace(left.operand(), strides=(*left.strides[:-1], 0, 0, left.strides[-1])),
-        out=out.operand(), matrices=(0,) * len(batch),
-        chain=Chain(tuple(view.operand() for view in operands), chain.steps),
-    )  # fmt: skip
+    if zero is not None and left.strides[-1] != 1:
+        left = low.contiguous(left)
+    rows_strides = Operand(left.dtype, (*left.strides[:-1], 0, 0, left.strides[-1]))
+    target, whole = out.operand(), Chain(tuple(view.operand() for view in operands), chain.steps)
+    lines = (shape[-2], shape[-1])
+    spec: Contraction | Contraction8
+    if zero is None:
+        spec = Contraction(tuple(shape[:-2]), lines, columns, (1, 1), depth, rows_strides, target, matrices=(0,) * len(batch), chain=whole)
+    else:
+        matrices = (0,) * len(batch)
+        spec = Contraction8(tuple(shape[:-2]), lines, columns, (1, 1), depth, rows_strides, target, zero, matrices, whole)
     low.launch(spec, [left, Packed(weights[None, None, None]), *operands], out, label(group))
 
 

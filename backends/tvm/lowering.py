@@ -69,6 +69,7 @@ class Lowering:
         self._weights: dict[tuple[Any, ...], View] = {}
         self._halos: dict[str, Halo] = {}  # what readers want
         self._given: dict[str, Halo] = {}  # what there is
+        self._fills: dict[str, int] = {}
         self._parts: dict[str, tuple[Node, int]] = {}  # a value that a Concat puts at this place
         self._whole: dict[str, View] = {}
         for name in self.graph.inputs:
@@ -96,18 +97,20 @@ class Lowering:
             self._weights[key] = View(number, array.dtype.name, array.shape, row_major(array.shape))
         return self._weights[key]
 
-    def want_halo(self, name: str, before: Sequence[int], after: Sequence[int]) -> None:
-        """A reader of ``name`` will look this far around it."""
+    def want_halo(self, name: str, before: Sequence[int], after: Sequence[int], fill: int = 0) -> None:
+        """A reader of ``name`` will look this far around it, and find ``fill`` there."""
+        if self._fills.setdefault(name, fill) != fill:
+            return
         old = self._halos.get(name, ((0,) * len(before), (0,) * len(before)))
         merged = tuple(tuple(max(pair) for pair in zip(mine, new, strict=True)) for mine, new in zip(old, (before, after), strict=True))
         self._halos[name] = (merged[0], merged[1])
 
-    def has_halo(self, name: str, before: Sequence[int], after: Sequence[int]) -> bool:
-        """Whether there are zeros around ``name``, this far."""
+    def has_halo(self, name: str, before: Sequence[int], after: Sequence[int], fill: int = 0) -> bool:
+        """Whether ``fill`` lies around ``name``, this far."""
         if not any((*before, *after)):
             return True
         have = self._given.get(name)
-        return have is not None and all(h >= w for h, w in zip((*have[0], *have[1]), (*before, *after), strict=True))
+        return have is not None and self._fills[name] == fill and all(h >= w for h, w in zip((*have[0], *have[1]), (*before, *after), strict=True))
 
     def place(self, name: str, order: Sequence[int] | None = None) -> View:
         """Where a kernel shall write ``name``; ``order``: its axes as they best lie in memory, outermost first."""
@@ -117,7 +120,7 @@ class Lowering:
         if name in self._parts and name not in self._halos:
             view = self._part(name, axes)
         elif name in self._halos:
-            view = self._with_halo(shape, dtype, axes, self._halos[name])
+            view = self._with_halo(shape, dtype, axes, self._halos[name], self._fills[name])
             self._given[name] = self._halos[name]
         elif name in self.graph.outputs and in_order(shape, axes) == row_major(shape):
             view = View(self._storage(Storage("output", dtype, int(np.prod(shape)), name)), dtype, shape, row_major(shape))
@@ -167,6 +170,17 @@ class Lowering:
         kernel = Elementwise(source.shape, (source.operand(),), target.operand(), Chain())
         self.launch(kernel, [source], target, label)
 
+    def owned(self, name: str) -> str:
+        """The name of a value that does not lie in the caller's memory, after which nothing may be read."""
+        view = self.view(name)
+        if self.storages[view.storage].kind != "input":
+            return name
+        mine = f"{name}#owned"
+        if mine not in self.views:
+            self.views[mine] = self.temporary(view.shape, view.dtype)
+            self.copy(view, self.views[mine])
+        return mine
+
     def contiguous(self, view: View) -> View:
         """The same tensor in order, copied if need be."""
         if view.contiguous:
@@ -175,13 +189,13 @@ class Lowering:
         self.copy(view, made)
         return made
 
-    def padded(self, name: str, before: Sequence[int], after: Sequence[int]) -> View:
-        """``name`` with zeros around it."""
+    def padded(self, name: str, before: Sequence[int], after: Sequence[int], fill: int = 0, last: bool = False) -> View:
+        """``name`` with ``fill`` around it; ``last``: with its channels, axis 1, side by side."""
         view = self.view(name)
-        if self.has_halo(name, before, after):
+        if self.has_halo(name, before, after, fill) and not (last and view.strides[1] != 1):
             return view.padded(before, after)
-        order = memory_order(view)
-        made = self._with_halo(view.shape, view.dtype, order, (tuple(before), tuple(after)))
+        order = channels_last(len(view.shape)) if last else memory_order(view)
+        made = self._with_halo(view.shape, view.dtype, order, (tuple(before), tuple(after)), fill)
         self.copy(view, made, "pad")
         return made.padded(before, after)
 
@@ -196,6 +210,8 @@ class Lowering:
         steps: list[Step] = []
         external = group.external(self.graph)
         scalars = [n for n in external if n in self.graph.constants and self.graph.constants[n].size == 1]
+        if any(node.op in ("QuantizeLinear", "DequantizeLinear") for node in group.chain):
+            scalars = []  # every layer has scales of its own: as operands, they leave one kernel for all
         for name in external:
             if name not in scalars and name not in register:
                 register[name] = first + len(operands)
@@ -246,7 +262,7 @@ class Lowering:
             del self.views[out]  # it is not there yet
         return self._whole[out]
 
-    def _with_halo(self, shape: Sequence[int], dtype: str, axes: Sequence[int], halo: Halo) -> View:
+    def _with_halo(self, shape: Sequence[int], dtype: str, axes: Sequence[int], halo: Halo, fill: int) -> View:
         before, after = halo
         outer = tuple(b + s + a for b, s, a in zip(before, shape, after, strict=True))
         around = self.temporary(outer, dtype, axes)
@@ -254,12 +270,12 @@ class Lowering:
         for axis, (b, a, size) in enumerate(zip(before, after, shape, strict=True)):
             for start, width in ((0, b), (b + size, a)):
                 if width:
-                    self._zero(inner.sliced(axis, start, width))
+                    self._fill(inner.sliced(axis, start, width), fill)
             inner = inner.sliced(axis, b, size)  # the next strips need not cover these corners again
         return inner
 
-    def _zero(self, view: View) -> None:
-        steps = (Step("Constant", (), view.dtype, (("value", 0),)),)
+    def _fill(self, view: View, fill: int) -> None:
+        steps = (Step("Constant", (), view.dtype, (("value", fill),)),)
         self.launch(Elementwise(view.shape, (), view.operand(), Chain((), steps)), [], view, "halo")
 
 

@@ -1,12 +1,17 @@
-"""Attention and RMSNorm, which exporters spell with many operators, as one node each."""
+"""Attention, RMSNorm and 8-bit products, which exporters spell with many operators, as one node each."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from backends.tvm.graph import Graph, Node
+
+Array = np.ndarray[Any, Any]
 
 
 def recognise(graph: Graph) -> Graph:
@@ -14,8 +19,9 @@ def recognise(graph: Graph) -> Graph:
 
     `Attention` has the attributes ``scale`` (multiplied with the products), ``guarded`` (rows without any key give 0 and not
     NaN), ``repeat`` (so many heads of queries share one of keys) and ``flipped`` (key is [.., depth, keys], and not as value).
+    `MatMul8` and `Conv8` multiply 8-bit numbers less ``zero`` by int8 weights; their sums are int32.
     """
-    for find in (_rms_norm, _attention):
+    for find in (_rms_norm, _attention, _product8, _gather8):
         _Search(graph).replace(find)
     return graph
 
@@ -28,16 +34,17 @@ class _Search:
         self.maker = graph.makers()
         self.users = graph.users()
 
-    def replace(self, find: Callable[[_Search, Node], Node | None]) -> None:
+    def replace(self, find: Callable[[_Search, Node], Sequence[Node]]) -> None:
         """Put what ``find`` returns for a node in the place of it and of what only it needs."""
         gone: set[int] = set()
-        made: dict[int, Node] = {}
+        made: dict[int, Sequence[Node]] = {}
         for node in self.graph.nodes:
-            found = find(self, node) if id(node) not in gone else None
-            if found is not None:
+            found = find(self, node) if id(node) not in gone else ()
+            if found:
                 made[id(node)] = found
                 gone.update(id(inner) for inner in self._needless(node, found))
-        self.graph.nodes = [made.get(id(node), node) for node in self.graph.nodes if id(node) not in gone]
+        kept = [made.get(id(node), (node,)) for node in self.graph.nodes if id(node) not in gone]
+        self.graph.nodes = [node for nodes in kept for node in nodes]
 
     def made(self, name: str, *ops: str) -> Node | None:
         """What makes ``name``, if it is one of ``ops``."""
@@ -64,9 +71,9 @@ class _Search:
             return node.inputs[0], 1.0 / (self.scalar(node.inputs[1]) or 1.0)
         return None
 
-    def _needless(self, root: Node, found: Node) -> Iterator[Node]:
+    def _needless(self, root: Node, found: Sequence[Node]) -> Iterator[Node]:
         """Nodes that were only needed by ``root``, and are not by ``found``."""
-        kept = set(found.inputs)
+        kept = {name for node in found for name in node.inputs}
         waiting = [name for name in root.inputs if name not in kept]
         dropped = {id(root)}
         while waiting:
@@ -80,7 +87,7 @@ class _Search:
                 waiting += [n for n in node.inputs if n not in kept]
 
 
-def _rms_norm(search: _Search, node: Node) -> Node | None:
+def _rms_norm(search: _Search, node: Node) -> Sequence[Node]:
     """x / sqrt(mean(x^2) + e), or x times the reciprocal; then perhaps a scale."""
     graph = search.graph
     if node.op == "Mul":
@@ -88,11 +95,11 @@ def _rms_norm(search: _Search, node: Node) -> Node | None:
             array = graph.constants.get(scale)
             core = _unit(search, search.maker.get(inner))
             if core is not None and array is not None and search.alone(inner) and _over_columns(array.shape, graph.shapes[inner]):
-                return Node("RMSNormalization", [core[0], scale], node.outputs, {"epsilon": core[1]})
+                return [Node("RMSNormalization", [core[0], scale], node.outputs, {"epsilon": core[1]})]
     core = _unit(search, node)
     if core is None or any(_scaled(search, user, node.outputs[0]) for user in search.users.get(node.outputs[0], ())):
-        return None
-    return Node("RMSNormalization", [core[0]], node.outputs, {"epsilon": core[1]})
+        return ()
+    return [Node("RMSNormalization", [core[0]], node.outputs, {"epsilon": core[1]})]
 
 
 def _scaled(search: _Search, user: Node, name: str) -> bool:
@@ -152,11 +159,11 @@ class _Scores:
     scale: float = 1.0
 
 
-def _attention(search: _Search, node: Node) -> Node | None:
+def _attention(search: _Search, node: Node) -> Sequence[Node]:
     """softmax(scale * query @ key + mask) @ value, of at least two heads or batches."""
     graph = search.graph
     if node.op != "MatMul" or node.inputs[0] in graph.constants or node.inputs[1] in graph.constants:
-        return None
+        return ()
     weights, value = node.inputs
     guarded = False
     choice = search.made(weights, "Where")
@@ -164,16 +171,16 @@ def _attention(search: _Search, node: Node) -> Node | None:
         weights, guarded = choice.inputs[2], True
     softmax = search.made(weights, "Softmax")
     if softmax is None or graph.dtypes[weights] != "float32":
-        return None
+        return ()
     rank = len(graph.shapes[weights])
     if softmax.get("axis", -1) % rank != rank - 1 or not (guarded or search.alone(weights)) or rank not in (3, 4):
-        return None
+        return ()
     scores = _scores(search, softmax.inputs[0])
     if scores is None or any(len(graph.shapes[n]) != rank for n in (scores.query, scores.key, value)):
-        return None
+        return ()
     heads = [graph.shapes[name][:-2] for name in (scores.query, scores.key, value)]
     if len(set(heads)) != 1:
-        return None
+        return ()
     transpose = search.made(scores.key, "Transpose")
     flipped = transpose is None or transpose.attributes["perm"] != [*range(rank - 2), rank - 1, rank - 2]
     key = transpose.inputs[0] if transpose is not None and not flipped else scores.key
@@ -183,7 +190,7 @@ def _attention(search: _Search, node: Node) -> Node | None:
         key, value, repeat = (fewer, same, repeat) if repeat == times else (key, value, 1)
     inputs = [scores.query, key, value, *([scores.mask] if scores.mask else [])]
     attributes = {"scale": scores.scale, "guarded": guarded, "repeat": repeat, "flipped": flipped}
-    return Node("Attention", inputs, node.outputs, attributes)
+    return [Node("Attention", inputs, node.outputs, attributes)]
 
 
 def _asks_nan(search: _Search, choice: Node) -> bool:
@@ -245,3 +252,67 @@ def _shared(search: _Search, name: str) -> tuple[str, int]:
     if outer[:2] != inner[:2] or outer[3:] != inner[2:] or whole != (inner[0], inner[1] * outer[2], *inner[2:]):
         return name, 1
     return source.inputs[0], outer[2]
+
+
+def _product8(search: _Search, node: Node) -> Sequence[Node]:
+    """A product or convolution of dequantised numbers and constant weights: of the 8-bit numbers, and scaled afterwards."""
+    graph = search.graph
+    if node.op not in ("MatMul", "Conv") or node.get("group", 1) != 1:
+        return ()
+    left, right = (search.made(name, "DequantizeLinear") for name in node.inputs)
+    if left is None or right is None or graph.dtypes[left.inputs[0]] not in ("uint8", "int8"):
+        return ()
+    scale, zero = search.scalar(left.inputs[1]), _zero_point(search, left)
+    axis = 0 if node.op == "Conv" else len(graph.shapes[node.inputs[1]]) - 1
+    weights = _weights8(search, right, axis)
+    if scale is None or zero is None or weights is None or (node.op == "MatMul" and axis != 1):
+        return ()
+    numbers, scales = weights
+    shape, out = graph.shapes[node.outputs[0]], node.outputs[0]
+    factors = (scales.astype(np.float64) * scale).astype(np.float32)
+    factors = factors.reshape((-1, *[1] * (len(shape) - 2)) if node.op == "Conv" else (-1,))
+    sums, real = graph.fresh(out, shape, "int32"), graph.fresh(out, shape, "float32")
+    inputs = [left.inputs[0], graph.constant(numbers)]
+    return [
+        Node(f"{node.op}8", inputs, [sums], {**node.attributes, "zero": zero}),
+        Node("Cast", [sums], [real], {"to": 1}),
+        Node("Mul", [real, graph.constant(factors)], [out]),
+    ]
+
+
+def _gather8(search: _Search, node: Node) -> Sequence[Node]:
+    """Rows of a dequantised table: the rows of 8-bit numbers are gathered, and only they become floats."""
+    graph = search.graph
+    table = search.made(node.inputs[0], "DequantizeLinear") if node.op == "Gather" else None
+    if table is None or table.inputs[0] not in graph.constants or any(graph.shapes[n] for n in table.inputs[1:] if n):
+        return ()
+    rows = graph.fresh(node.outputs[0], graph.shapes[node.outputs[0]], graph.dtypes[table.inputs[0]])
+    return [
+        Node("Gather", [table.inputs[0], node.inputs[1]], [rows], node.attributes),
+        Node("DequantizeLinear", [rows, *table.inputs[1:]], node.outputs),
+    ]
+
+
+def _zero_point(search: _Search, node: Node) -> int | None:
+    """The zero point of a DequantizeLinear, if it is one constant."""
+    if len(node.inputs) < 3 or not node.inputs[2]:
+        return 0
+    array = search.graph.constants.get(node.inputs[2])
+    return int(array.item()) if array is not None and array.size == 1 else None
+
+
+def _weights8(search: _Search, node: Node, axis: int) -> tuple[Array, Array] | None:
+    """Constant weights as int8 whose zero is 0, and their scales along ``axis``."""
+    graph = search.graph
+    numbers, scales = graph.constants.get(node.inputs[0]), graph.constants.get(node.inputs[1])
+    if numbers is None or scales is None or numbers.dtype.name not in ("uint8", "int8"):
+        return None
+    if scales.size > 1 and scales.shape[axis] != scales.size:
+        return None
+    zeros = graph.constants.get(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] else np.zeros((), numbers.dtype)
+    if zeros is None:
+        return None
+    moved = numbers.astype(np.int32) - zeros.astype(np.int32)
+    if moved.min(initial=0) < -128 or moved.max(initial=0) > 127:
+        return None
+    return moved.astype(np.int8), scales.reshape(-1)

@@ -53,6 +53,15 @@ def choose(low: Lowering, database: Database, *, tune: int = 0, progress: Progre
     return chosen
 
 
+def runs(launches: Sequence[Launch], chosen: Mapping[Kernel, Config], low: Lowering) -> list[Callable[[], Any]]:
+    """Each launch as a function without arguments, on memory of its own."""
+    from backends.tvm.single import build
+
+    memory = _Memory(low)
+    compiled = build([launch.kernel for launch in launches], low.machine, [chosen[launch.kernel] for launch in launches])
+    return [single.on(*memory.operands(launch, chosen[launch.kernel])) for single, launch in zip(compiled, launches, strict=True)]
+
+
 def _trials(samples: Iterable[Kernel], counts: Mapping[Kernel, int], low: Lowering, tune: int) -> dict[Kernel, int]:
     """How many configurations each kernel may try: few, and ``tune`` more shared by the kernels' share of the work."""
     work = {kernel: kernel.operations * counts[kernel] for kernel in samples}
