@@ -26,6 +26,7 @@ check-all: check .zoo/ready  ## check, all tests, slow ones too, and the benchma
 bench: .venv/ready .zoo/ready  ## the tables of the README: latency, engines, growth, time to compile
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[openvino]'
 	$(RUN) -m benchmarks.zoo
+	$(RUN) -m benchmarks.kernels
 	$(RUN) -m benchmarks.engines
 	$(RUN) -m benchmarks.engines --structured
 	$(RUN) -m benchmarks.scale

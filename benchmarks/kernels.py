@@ -79,7 +79,7 @@ def _serve(engine: str) -> None:
 
 def _turn(run: Callable[[], Any]) -> list[float]:
     run()
-    taken = []
+    taken: list[float] = []
     end = time.perf_counter() + TURN
     while time.perf_counter() < end or not taken:
         start = time.perf_counter()
@@ -100,7 +100,8 @@ def _torch(shape: Sequence[Any]) -> list[Callable[[], Any]]:
     _, c, o, size, taps, stride, groups = shape
     conv = torch.nn.Conv2d(c, o, taps, stride, taps // 2, groups=groups, bias=False)
     image = torch.randn(1, c, size, size)
-    last = torch.nn.Conv2d(c, o, taps, stride, taps // 2, groups=groups, bias=False).to(memory_format=torch.channels_last)
+    last: Any = torch.nn.Conv2d(c, o, taps, stride, taps // 2, groups=groups, bias=False)
+    last = last.to(memory_format=torch.channels_last)
     turned = image.to(memory_format=torch.channels_last)
     return [lambda: conv(image), lambda: last(turned)]
 
