@@ -34,23 +34,26 @@ class TvmProgram:
 
     def __init__(
         self,
-        whole: onnxruntime.OnnxRuntimeProgram,
-        model: onnx.ModelProto | None,
+        inputs: Sequence[Port],
+        outputs: Sequence[Port],
         threads: int,
         tune: int,
-        seconds: float,
+        seconds: float | None,
     ) -> None:
-        """``model`` is None for a program that was restored: it has its plans, and makes no new ones."""
-        self.inputs: Sequence[Port] = whole.inputs
-        self.outputs: Sequence[Port] = whole.outputs
+        """``seconds`` is None for a program that was restored: it has its plans, and makes no new ones."""
+        self.inputs = inputs
+        self.outputs = outputs
         self.notes: list[str] = []
-        self._whole = whole
-        self._model = model
         self._threads = threads
         self._tune = tune
         self._seconds = seconds
         self._plans: dict[Key, _Running] = {}
         self._folder = tempfile.TemporaryDirectory(prefix="rewriter-tvm-")
+        self._whole = Whole(Path(self._folder.name), threads)
+
+    def keep(self, model: onnx.ModelProto | Path) -> None:
+        """The model itself, for shapes that are not compiled yet."""
+        self._whole.put(model)
 
     def __call__(self, *inputs: Any) -> list[Any]:
         if len(inputs) != len(self.inputs):
@@ -58,7 +61,7 @@ class TvmProgram:
             raise InvalidInput(f"{len(inputs)} inputs were given; the model takes {len(names)}: {names}")
         arrays = [self._accept(port, value) for port, value in zip(self.inputs, inputs, strict=True)]
         running = self._running(arrays)
-        return self._whole(*arrays) if running is None else running(arrays)
+        return self._whole.run(arrays) if running is None else running(arrays)
 
     def compile(self, arrays: Sequence[Any]) -> None:
         """Compile for inputs of these shapes, unless that was done."""
@@ -73,7 +76,8 @@ class TvmProgram:
             shutil.copytree(running.folder, target / str(number))
             plans.append({"shapes": key, **running.to_json()})
             np.savez(target / str(number) / "weights.npz", **dict(running.weights))
-        index = {"processor": processor(), "threads": self._threads, "notes": self.notes, "plans": plans}
+        ports = {key: [(p.name, p.dtype, p.shape) for p in getattr(self, key)] for key in ("inputs", "outputs")}
+        index = {**ports, "processor": processor(), "threads": self._threads, "notes": self.notes, "plans": plans}
         (target / _INDEX).write_text(json.dumps(index, indent=1))
 
     def restore_plans(self, folder: Path, index: Mapping[str, Any]) -> None:
@@ -102,11 +106,11 @@ class TvmProgram:
         if not all(isinstance(array, np.ndarray) and array.dtype.kind != "O" and array.size for array in arrays):
             return None  # sequences, strings and empty arrays are not worth a plan
         key = tuple(array.shape for array in arrays)
-        if key not in self._plans and self._model is not None and len(self._plans) < PLANS:
-            self._plans[key] = self._make(self._model, arrays)
+        if key not in self._plans and self._seconds is not None and len(self._plans) < PLANS:
+            self._plans[key] = self._make(arrays, self._seconds)
         return self._plans.get(key)
 
-    def _make(self, model: onnx.ModelProto, arrays: Sequence[Any]) -> _Running:
+    def _make(self, arrays: Sequence[Any], seconds: float) -> _Running:
         from backends.tvm.regions import plan
         from backends.worker import Worker
 
@@ -114,11 +118,43 @@ class TvmProgram:
         folder.mkdir()
         named = {port.name: array for port, array in zip(self.inputs, arrays, strict=True)}
         # the compiler's process gets the cores; this one waits
-        with Worker("tvm.compiler", threads=self._threads, timeout=self._seconds) as worker:
-            made: Plan = plan(model, named, folder, worker, threads=self._threads, tune=self._tune, seconds=self._seconds)
+        with Worker("tvm.compiler", threads=self._threads, timeout=seconds) as worker:
+            made: Plan = plan(self._whole.model(), named, folder, worker, threads=self._threads, tune=self._tune, seconds=seconds)
         self.notes += [note for note in made.notes if note not in self.notes]
         steps = [vars(step) for step in made.steps]
         return _Running(folder, steps, made.weights, self.inputs, self.outputs, self._threads)
+
+
+class Whole:
+    """The whole model for ONNX Runtime, which runs what is not compiled: a file, and a session from when one is needed."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        self._path = folder / "model.onnx"
+        self._threads = threads
+        self._program: onnxruntime.OnnxRuntimeProgram | None = None
+
+    def put(self, source: onnx.ModelProto | Path) -> None:
+        """Keep the model; of a file another name, if the file system can do that."""
+        if isinstance(source, Path):
+            for file in source.parent.glob(f"{source.name}*"):
+                _linked(file, self._path.with_name(file.name))
+        else:
+            onnxruntime.save_model(source, self._path)
+
+    def run(self, arrays: Sequence[Any]) -> list[Any]:
+        """On ONNX Runtime."""
+        self._program = self._program or onnxruntime.build(self._path, threads=self._threads)
+        return self._program(*arrays)
+
+    def model(self) -> onnx.ModelProto:
+        """It, read again: it is not kept in memory, where the plans have its weights."""
+        import onnx
+
+        return onnx.load(self._path)
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """As another program would save it."""
+        onnxruntime.save_model(self._path, Path(directory, self._path.name))
 
 
 class _Running:
@@ -176,8 +212,11 @@ def make(
         if not Path(model).is_file():
             raise InvalidModel(f"{model}: no such file")
         model = onnx.load(model)
-    whole = onnxruntime.build(model, threads=threads)
-    program = TvmProgram(whole, model, thread_count(threads), tune, seconds)
+    session = onnxruntime.build(model, threads=threads)  # which says what is wrong with it, if anything is
+    inputs, outputs = session.inputs, session.outputs
+    del session
+    program = TvmProgram(inputs, outputs, thread_count(threads), tune, seconds)
+    program.keep(model)
     if example_inputs is not None:
         program.compile(example_inputs)
     elif all(port.dtype not in ("", "str") and _static(port) for port in program.inputs):
@@ -194,9 +233,22 @@ def reopen(directory: str | os.PathLike[str], threads: int | None) -> TvmProgram
     if built["machine"] != here["machine"] or lacking:
         what = lacking[0] if lacking else built["machine"]
         raise UnsupportedModel(f"{folder} was compiled for a processor with {what}, which this one lacks; compile again here")
-    program = TvmProgram(onnxruntime.restore(directory, threads), None, threads or index["threads"], 0, 0.0)
+    inputs, outputs = ([Port(name, dtype, _shape(shape)) for name, dtype, shape in index[key]] for key in ("inputs", "outputs"))
+    program = TvmProgram(inputs, outputs, threads or index["threads"], 0, None)
+    program.keep(Path(directory, "model.onnx"))
     program.restore_plans(folder, index)
     return program
+
+
+def _linked(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _shape(stored: Sequence[Any] | None) -> tuple[Any, ...] | None:
+    return None if stored is None else tuple(stored)
 
 
 def _runner(path: Path, kind: str, threads: int) -> Any:
