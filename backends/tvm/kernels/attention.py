@@ -61,7 +61,8 @@ class Attention:
         if self.few(machine):
             return [(rows, 1)]
         room = machine.registers - 2
-        tiles = {(min(rows, (room - n) // n), n) for n in (1, 2, 3, 4) if room - n >= n}
+        most = {n: min(rows, (room - n) // n) for n in (1, 2, 3, 4) if room - n >= n}
+        tiles = {(_even(rows, high), n) for n, high in most.items() for high in range(max(1, high // 2), high + 1)}
         return sorted(tiles, key=lambda tile: (self._cost(tile, machine), tile))[:4]
 
     def scratch(self, config: Tile, machine: Machine) -> int:
@@ -93,7 +94,8 @@ class Attention:
     def _cost(self, tile: Tile, machine: Machine) -> float:
         rows, vectors = tile
         covered = math.ceil(_Rows(self).count / rows) * rows * self.padded(tile, machine)
-        return covered * max(1.0, (rows + vectors) / (rows * vectors) * 1.2, 8 / (rows * vectors))
+        loads = (rows + vectors) / (rows * vectors)  # for each multiplication
+        return covered * (max(1.0, 1.2 * loads, 8 / (rows * vectors)) + 0.2 * loads)
 
 
 class _Rows:
@@ -111,6 +113,11 @@ class _Rows:
         """Of an operand with heads and queries: batch, head, row, the last axis."""
         batch, head, query, last = operand.strides
         return batch, head * self.head_step, head if self.single else query, last
+
+
+def _even(count: int, high: int) -> int:
+    """Rows of as many tiles as of ``high`` rows, with the least overlap."""
+    return math.ceil(count / math.ceil(count / high))
 
 
 def _along(depth: int, lanes: int) -> int:
