@@ -66,7 +66,8 @@ class Row:
         return min((getattr(t, key) for name, t in self.times.items() if name in RIVALS), default=math.inf)
 
     def ratio(self, name: str, key: str) -> float:
-        return self.best(key) / getattr(self.times[name], key)
+        """Not a number where ours did not run."""
+        return math.nan if self.times[name].failure is not None else self.best(key) / getattr(self.times[name], key)
 
     def cells(self) -> list[str]:
         shown = [_cell(t) + (f" ({self.chosen[n]})" if n in self.chosen else "") for n, t in self.times.items()]

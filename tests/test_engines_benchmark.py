@@ -27,6 +27,7 @@ def test_ratios_are_the_best_rivals_time_over_ours() -> None:
     assert cells[0] == ["a", "4 (3)", "2 (1.5)", "1 (1) (tvm)", "2.00x", "1.50x"]
     assert cells[1] == ["b", "1 (1)", "-", "2 (1) (tvm)", "0.50x", "1.00x"]
     assert cells[2] == ["geometric mean", "", "", "", "1.00x", "1.22x"]
+    assert Row("c", {"ONNX Runtime": Timing(1, 1, 9), "auto: all": failed}, {}).cells() == ["c", "1 (1)", "-", "-", "-"]
     record = json.loads(json.dumps(engines._record(rows, 2), allow_nan=False))
     assert record["models"][1]["times"]["OpenVINO"] == {"median_ms": None, "min_ms": None, "calls": 0, "failure": "refused"}
 
