@@ -141,7 +141,7 @@ def _launch(
         spec = Contraction(batch, rows, packed.shape[-1], (taps[0], taps[1]), depth, left, target, matrices=matrices, chain=chain)
     else:
         spec = Contraction8(batch, rows, packed.shape[-1], (taps[0], taps[1]), depth, left, target, zero, matrices, chain)
-    low.launch(spec, [image, Packed(packed), *arranged[1:]], arranged[0], name)
+    low.launch(spec, [image, Packed(lambda: packed), *arranged[1:]], arranged[0], name)
 
 
 def _depthwise(
@@ -154,7 +154,7 @@ def _depthwise(
         out.shape[0], (out.shape[1], out.shape[2]), out.shape[3], (weights.shape[2], weights.shape[3]), source,
         out.operand(), Chain(tuple(view.operand() for view in operands), tuple(steps)),
     )  # fmt: skip
-    low.launch(kernel, [image, Packed(weights[:, 0].transpose(1, 2, 0)), *operands], out, name)
+    low.launch(kernel, [image, Packed(lambda: weights[:, 0].transpose(1, 2, 0)), *operands], out, name)
 
 
 def _grouped(view: View, groups: int, batched: bool) -> View:

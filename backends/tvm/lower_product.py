@@ -57,7 +57,7 @@ def _with_weights(low: Lowering, group: Group, left: View, weights: Array, out: 
     else:
         matrices = (0,) * len(batch)
         spec = Contraction8(tuple(shape[:-2]), lines, columns, (1, 1), depth, rows_strides, target, zero, matrices, whole)
-    low.launch(spec, [left, Packed(weights[None, None, None]), *operands], out, label(group))
+    low.launch(spec, [left, Packed(lambda: weights[None, None, None]), *operands], out, label(group))
 
 
 def _with_data(low: Lowering, group: Group, left: View, right: View, out: View, chain: Chain, operands: list[View]) -> None:

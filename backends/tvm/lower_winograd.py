@@ -64,7 +64,7 @@ def winograd(low: Lowering, name: str, image: View, weights: Array, out: View, s
     A large image goes through in bands of tile rows, so that its coefficients stay in the caches between the three launches.
     """
     image, out, *operands = (view.transposed((0, 2, 3, 1)) for view in (image, out, *operands))
-    packed = Packed(transformed(weights, m))
+    packed = Packed(lambda: transformed(weights, m))
     images, high, wide, columns = out.shape
     across = images * math.ceil(wide / m)
     row = 4 * (m + 2) ** 2 * across * (image.shape[3] + columns)

@@ -6,8 +6,9 @@ last, with a halo of zeros as wide as its readers pad; the parts of a Concat are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -36,11 +37,16 @@ class Storage:
     array: Array | None = None  # of a weight
 
 
-@dataclass(frozen=True)
 class Packed:
-    """Weights that the kernel packs as its configuration asks."""
+    """Weights that the kernel packs as its configuration asks; ``make`` gives them as it expects them, when they are needed."""
 
-    array: Array
+    def __init__(self, make: Callable[[], Array]) -> None:
+        self._make = make
+
+    @cached_property
+    def array(self) -> Array:
+        """What is to be packed."""
+        return self._make()
 
 
 @dataclass

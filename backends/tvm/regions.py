@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,18 +149,19 @@ class _Compiler:
         Fast convolutions lose some accuracy: where it is too much, smaller tiles are tried, then none.
         """
         source, library = self.folder / f"{name}.region.onnx", self.folder / f"{name}.so"
-        exact = _exact(proto, arrays, want)
         reason: str | None = "the time for compiling was spent"
         _write(proto, source)
-        for fast in (4, 2, 0):
-            try:
-                used, got = self._made(source, library, arrays, fast)
-            except RewriterError as error:
-                reason = str(error)
-                break
-            reason = _difference(proto, got, want, exact, NEAR if used else FAR)
-            if reason is None or not used:
-                break
+        with ThreadPoolExecutor(1) as pool:  # the compiler has a process of its own
+            exact = pool.submit(_exact, proto, arrays, want)
+            for fast in (4, 2, 0):
+                try:
+                    used, got = self._made(source, library, arrays, fast)
+                except RewriterError as error:
+                    reason = str(error)
+                    break
+                reason = _difference(proto, got, want, exact.result(), NEAR if used else FAR)
+                if reason is None or not used:
+                    break
         for path in (*self.folder.glob(f"{name}.region.onnx*"), *([] if reason is None else self.folder.glob(f"{name}.*"))):
             path.unlink(missing_ok=True)
         return reason
