@@ -95,6 +95,7 @@ def processor() -> dict[str, Any]:
 @cache
 def _ffi(threads: int | None) -> Any:
     folder = _runtime_folder()
+    os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "2000")  # a millisecond; for 150 ms, it would keep others from the cores
     if threads is not None:
         os.environ.setdefault("TVM_NUM_THREADS", str(threads))  # read once, when the runtime starts its pool
     # tvm_ffi imports torch if it can, which takes seconds and is of no use here
