@@ -21,6 +21,7 @@ from backends.tvm.lowering import Lowering, Packed, as_image, channels_last, ref
 from backends.tvm.views import View
 
 Array = np.ndarray[Any, Any]
+_SOME = 8  # channels of an image that lies channels first for which it pays to copy it channels last
 
 
 def wanted_halos(low: Lowering) -> None:
@@ -51,7 +52,8 @@ def convolution(low: Lowering, group: Group) -> None:
     before, after = _halo(node)
     tile = tile_size(low, node) if zero is None else 0
     reach = _reach(low, node, after, tile)
-    image = low.padded(x, before, reach) if zero is None else low.padded(low.owned(x), before, after, zero, last=True)
+    last = weights.shape[1] * node.attributes["group"] >= _SOME  # else all of them are read one by one from lines of pixels
+    image = low.padded(x, before, reach, last=last) if zero is None else low.padded(low.owned(x), before, after, zero, last=True)
     out = low.place(group.result, order)
     if tile:
         winograd(low, label(group), image, weights, out, steps, operands, tile)
