@@ -78,3 +78,19 @@ class Kernel(Protocol):
 
     def write(self, config: Config, machine: Machine) -> Any:
         """The function (TIR)."""
+
+
+class WithoutScratch:
+    """A template that needs no scratch memory."""
+
+    def scratch(self, config: Config, machine: Machine) -> int:
+        """None is needed."""
+        return 0
+
+
+class Fixed(WithoutScratch):
+    """A template that has no choice either."""
+
+    def configs(self, machine: Machine) -> list[Config]:
+        """There is no choice."""
+        return [()]

@@ -15,14 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from backends.tvm.kernel import Chain, Machine, Operand
+from backends.tvm.kernel import PLAIN, Chain, Machine, Operand
 from backends.tvm.kernels.accumulate import LARGEST, SUM, Accumulators, folded
 from backends.tvm.kernels.elementwise import transposed
 from backends.tvm.kernels.pooling import narrow
 from backends.tvm.kernels.work import decoded, offset, threads_for
 
 Tile = tuple[int, int]  # rows, vectors of keys
-_PLAIN = Chain()
 _FEW = 4  # rows for which keys are not turned
 
 
@@ -47,7 +46,7 @@ class Attention:
     out: Operand
     mask: Operand | None = None
     causal: bool = False
-    chain: Chain = _PLAIN
+    chain: Chain = PLAIN
     guarded: bool = False
 
     @property

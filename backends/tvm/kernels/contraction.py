@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from backends.tvm.kernel import PLAIN, Chain, Machine, Operand, Strides
+from backends.tvm.kernel import PLAIN, Chain, Machine, Operand, Strides, WithoutScratch
 from backends.tvm.kernels.work import offset, shared, threads_for
 
 Tile = tuple[int, int, int]  # rows, rows, columns that one tile covers
@@ -30,7 +30,7 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class Contraction:
+class Contraction(WithoutScratch):
     """Axes: ``left`` and ``out`` have strides for [*batch, rows, rows, ...] followed by [taps, taps, depth] and
     [columns]; the chain's operands are as ``out``. ``right`` is None where it is packed weights (``pack``), of which batch
     ``b`` takes matrix ``sum(b * matrices)``; else it is data, [*batch, depth, columns] with columns one element apart.
@@ -51,10 +51,6 @@ class Contraction:
     def operations(self) -> float:
         """Multiplications and additions of one run."""
         return 2.0 * math.prod((*self.batch, *self.rows, self.columns, *self.taps, self.depth))
-
-    def scratch(self, config: Tile, machine: Machine) -> int:
-        """None is needed."""
-        return 0
 
     def configs(self, machine: Machine) -> list[Tile]:
         """Tiles that fit into the registers, by the cycles that they are expected to take."""

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from backends.tvm.kernel import PLAIN, Chain, Machine, Operand, Strides
+from backends.tvm.kernel import PLAIN, Chain, Machine, Operand, Strides, WithoutScratch
 from backends.tvm.kernels.contraction import Contraction, Tile, Writer, panels
 
 Array = np.ndarray[Any, Any]
@@ -29,7 +29,7 @@ _PAIRS = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x8
 
 
 @dataclass(frozen=True)
-class Contraction8:
+class Contraction8(WithoutScratch):
     """As Contraction, with ``left`` of uint8 or int8, ``zero`` its zero point, weights of int8, and a chain that gets
     int32. Channels lie side by side. Up to 3 bytes are read after the last element of the left operand."""
 
@@ -48,10 +48,6 @@ class Contraction8:
     def operations(self) -> float:
         """Multiplications and additions of one run."""
         return 2.0 * math.prod((*self.batch, *self.rows, self.columns, *self.taps, self.depth))
-
-    def scratch(self, config: Tile, machine: Machine) -> int:
-        """None is needed."""
-        return 0
 
     def configs(self, machine: Machine) -> list[Tile]:
         """Those of a Contraction with as many steps; wide ones first where a factor takes instructions to make."""

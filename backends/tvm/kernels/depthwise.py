@@ -16,17 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from backends.tvm.kernel import Chain, Machine, Operand
+from backends.tvm.kernel import PLAIN, Chain, Machine, Operand, WithoutScratch
 from backends.tvm.kernels.elementwise import pieces, step_cycles
 from backends.tvm.kernels.work import offset, shared, threads_for
 
 Tile = tuple[int, int, int]  # rows and columns of pixels, vectors of channels in a block
 Array = np.ndarray[Any, Any]
-_PLAIN = Chain()
 
 
 @dataclass(frozen=True)
-class Depthwise:
+class Depthwise(WithoutScratch):
     """Axes: ``source`` has strides for [batch, row, column, tap row, tap column, channel] (the convolution's strides and
     dilations are in them), ``out`` and the chain's operands for [batch, row, column, channel]. Weights lie as [taps, taps,
     channels]. Inputs: source, weights."""
@@ -37,16 +36,12 @@ class Depthwise:
     taps: tuple[int, int]
     source: Operand
     out: Operand
-    chain: Chain = _PLAIN
+    chain: Chain = PLAIN
 
     @property
     def operations(self) -> float:
         """Multiplications and additions of one run."""
         return 2.0 * self.batch * math.prod(self.rows) * self.channels * math.prod(self.taps)
-
-    def scratch(self, config: Tile, machine: Machine) -> int:
-        """None is needed."""
-        return 0
 
     def configs(self, machine: Machine) -> list[Tile]:
         """Tiles that fit into the registers, the fewest loads for each multiplication first."""

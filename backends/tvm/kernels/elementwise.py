@@ -15,39 +15,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from backends.tvm.kernel import Chain, Config, Machine, Operand, Step
+from backends.tvm.kernel import PLAIN, Chain, Config, Fixed, Machine, Operand, Step
 from backends.tvm.kernels.work import offset, shared, threads_for
 
 _HEAVY = frozenset({"Exp", "Log", "Sigmoid", "Tanh", "Erf", "Gelu", "Softplus", "Mish", "Elu", "Selu", "Celu", "Pow", "Mod"})
 _CALLS = frozenset({"Sin", "Cos", "Tan", "Asin", "Acos", "Atan", "Sinh", "Cosh", "Asinh", "Acosh", "Atanh"})
 _BYTES = {"bool": 1, "int8": 1, "uint8": 1, "float16": 2, "int32": 4, "float32": 4, "int64": 8, "float64": 8}
-_PLAIN = Chain()
 _VECTORS = 4  # of one turn of the inner loop
 _PIECE = 4096  # elements of a row that a thread takes at a time
 
 
 @dataclass(frozen=True)
-class Elementwise:
+class Elementwise(Fixed):
     """``shape``: the axes, for which each operand and ``out`` have strides. The chain's registers are the operands, from
     register 0 on; it has none of its own. Without steps, operand 0 is copied; without operands, a constant is stored."""
 
     shape: tuple[int, ...]
     operands: tuple[Operand, ...]
     out: Operand
-    chain: Chain = _PLAIN
+    chain: Chain = PLAIN
 
     @property
     def operations(self) -> float:
         """One for each step and element."""
         return float(math.prod(self.shape) * len(self.chain.steps))
-
-    def configs(self, machine: Machine) -> list[Config]:
-        """There is no choice."""
-        return [()]
-
-    def scratch(self, config: Config, machine: Machine) -> int:
-        """None is needed."""
-        return 0
 
     def write(self, config: Config, machine: Machine) -> Any:
         """The function: the operands, out."""

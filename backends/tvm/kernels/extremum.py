@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from backends.tvm.kernel import Config, Machine, Operand
+from backends.tvm.kernel import Config, Fixed, Machine, Operand
 from backends.tvm.kernels.accumulate import MAXIMUM, MINIMUM, neutral
 from backends.tvm.kernels.elementwise import Axis, merged, pieces
 from backends.tvm.kernels.lines import moved
@@ -20,7 +20,7 @@ from backends.tvm.kernels.work import offset, shared, threads_for
 
 
 @dataclass(frozen=True)
-class Extremum:
+class Extremum(Fixed):
     """``source`` has strides for the axes of ``rows`` and then for the ``length`` that is searched; ``out`` (int64) for
     ``rows``. What is undefined is never found, unless there is nothing else."""
 
@@ -35,14 +35,6 @@ class Extremum:
     def operations(self) -> float:
         """One for each element."""
         return float(math.prod(self.rows) * self.length)
-
-    def configs(self, machine: Machine) -> list[Config]:
-        """There is no choice."""
-        return [()]
-
-    def scratch(self, config: Config, machine: Machine) -> int:
-        """None is needed."""
-        return 0
 
     def write(self, config: Config, machine: Machine) -> Any:
         """The function: source, out."""

@@ -12,16 +12,14 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from backends.tvm.kernel import Chain, Config, Machine, Operand
+from backends.tvm.kernel import PLAIN, Chain, Config, Fixed, Machine, Operand
 from backends.tvm.kernels.elementwise import merged, step_cycles
 from backends.tvm.kernels.lines import chained, each_vector, moved
 from backends.tvm.kernels.work import offset, shared, threads_for
 
-_PLAIN = Chain()
-
 
 @dataclass(frozen=True)
-class Gather:
+class Gather(Fixed):
     """``shape``: the output's axes. ``data`` steps along them by its own strides, and by 0 along the axes that only choose;
     ``size`` and ``step``: of the data's axis that is chosen from. ``indices`` (int32 or int64) step by 0 along the others.
     Inputs: data, indices."""
@@ -32,20 +30,12 @@ class Gather:
     step: int
     indices: Operand
     out: Operand
-    chain: Chain = _PLAIN
+    chain: Chain = PLAIN
 
     @property
     def operations(self) -> float:
         """One for each element."""
         return float(math.prod(self.shape))
-
-    def configs(self, machine: Machine) -> list[Config]:
-        """There is no choice."""
-        return [()]
-
-    def scratch(self, config: Config, machine: Machine) -> int:
-        """None is needed."""
-        return 0
 
     def write(self, config: Config, machine: Machine) -> Any:
         """The function: data, indices, the chain's operands, out."""

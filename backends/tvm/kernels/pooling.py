@@ -14,12 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from backends.tvm.kernel import Chain, Config, Machine, Operand
+from backends.tvm.kernel import PLAIN, Chain, Config, Fixed, Machine, Operand
 from backends.tvm.kernels.accumulate import LARGEST, SUM, combined, neutral
 from backends.tvm.kernels.elementwise import step_cycles
 from backends.tvm.kernels.work import offset, shared, threads_for
 
-_PLAIN = Chain()
 _BLOCK = 4  # vectors of channels at once
 
 
@@ -44,7 +43,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Pooling:
+class Pooling(Fixed):
     """``kind``: "max" or "average" (of float32). ``source`` (the image without padding), ``out`` and the chain's operands
     have strides for [batch, row, column, channel]."""
 
@@ -55,20 +54,12 @@ class Pooling:
     source: Operand
     out: Operand
     include_pad: bool = False
-    chain: Chain = _PLAIN
+    chain: Chain = PLAIN
 
     @property
     def operations(self) -> float:
         """One for each tap."""
         return float(self.batch * self.channels * math.prod(window.taps * window.results for window in self.windows))
-
-    def configs(self, machine: Machine) -> list[Config]:
-        """There is no choice."""
-        return [()]
-
-    def scratch(self, config: Config, machine: Machine) -> int:
-        """None is needed."""
-        return 0
 
     def write(self, config: Config, machine: Machine) -> Any:
         """The function: source, the chain's operands, out."""

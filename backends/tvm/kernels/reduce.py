@@ -14,12 +14,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from backends.tvm.kernel import Chain, Config, Machine, Operand
+from backends.tvm.kernel import PLAIN, Chain, Config, Fixed, Machine, Operand
 from backends.tvm.kernels.accumulate import MAXIMUM, MINIMUM, PRODUCT, SUM, Accumulators, folded
 from backends.tvm.kernels.elementwise import Axis, merged, pieces
 from backends.tvm.kernels.work import offset, shared, threads_for
 
-_PLAIN = Chain()
 _TOTALS = 4  # at a time
 _HOW = {
     "ReduceSum": SUM, "ReduceMean": SUM, "ReduceSumSquare": SUM, "ReduceL1": SUM, "ReduceL2": SUM, "ReduceLogSum": SUM,
@@ -29,7 +28,7 @@ KINDS = frozenset(_HOW)
 
 
 @dataclass(frozen=True)
-class Reduce:
+class Reduce(Fixed):
     """``source`` has strides for the axes ``kept`` and then ``reduced``; ``out`` and the chain's operands for ``kept``.
     ``kind`` is ONNX's name; those with logarithms, roots or means are of float32 alone."""
 
@@ -38,20 +37,12 @@ class Reduce:
     reduced: tuple[int, ...]
     source: Operand
     out: Operand
-    chain: Chain = _PLAIN
+    chain: Chain = PLAIN
 
     @property
     def operations(self) -> float:
         """One for each element of the source."""
         return float(math.prod(self.kept) * math.prod(self.reduced))
-
-    def configs(self, machine: Machine) -> list[Config]:
-        """There is no choice."""
-        return [()]
-
-    def scratch(self, config: Config, machine: Machine) -> int:
-        """None is needed."""
-        return 0
 
     def write(self, config: Config, machine: Machine) -> Any:
         """The function: source, the chain's operands, out."""

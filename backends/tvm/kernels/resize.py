@@ -16,17 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from backends.tvm.kernel import Chain, Config, Machine, Operand
+from backends.tvm.kernel import PLAIN, Chain, Config, Fixed, Machine, Operand
 from backends.tvm.kernels.elementwise import step_cycles
 from backends.tvm.kernels.lines import chained, each_vector, moved
 from backends.tvm.kernels.work import offset, shared, threads_for
 
 Array = np.ndarray[Any, Any]
-_PLAIN = Chain()
 
 
 @dataclass(frozen=True)
-class Resize:
+class Resize(Fixed):
     """``sizes``: rows and columns of the output; ``taps``: how many input pixels one is made of, along either axis.
     ``source``, ``out`` and the chain's operands have strides for [batch, row, column, channel]. Inputs: source, places of
     rows [rows, taps] (int32), their weights (float32), places of columns, their weights (see ``interpolation``)."""
@@ -37,20 +36,12 @@ class Resize:
     taps: tuple[int, int]
     source: Operand
     out: Operand
-    chain: Chain = _PLAIN
+    chain: Chain = PLAIN
 
     @property
     def operations(self) -> float:
         """Two for each tap."""
         return 2.0 * self.batch * math.prod(self.sizes) * self.channels * math.prod(self.taps)
-
-    def configs(self, machine: Machine) -> list[Config]:
-        """There is no choice."""
-        return [()]
-
-    def scratch(self, config: Config, machine: Machine) -> int:
-        """None is needed."""
-        return 0
 
     def write(self, config: Config, machine: Machine) -> Any:
         """The function: source, the tables, the chain's operands, out."""

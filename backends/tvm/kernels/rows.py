@@ -18,19 +18,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from backends.tvm.kernel import Chain, Config, Machine, Operand
+from backends.tvm.kernel import PLAIN, Chain, Config, Fixed, Machine, Operand
 from backends.tvm.kernels.accumulate import LARGEST, SUM, Accumulators, folded
 from backends.tvm.kernels.elementwise import step_cycles
 from backends.tvm.kernels.work import offset, shared, threads_for
 
-_PLAIN = Chain()
 _KEPT = 8  # vectors of a row that stay in registers
 _UNROLLED = 4
 KINDS = ("Softmax", "LogSoftmax", "LayerNormalization", "RMSNormalization", "LpNormalization")
 
 
 @dataclass(frozen=True)
-class Rows:
+class Rows(Fixed):
     """Axes: ``rows`` (any number of them) and then ``columns``, for ``source``, ``out``, ``scale``, ``bias`` and the
     chain's operands alike; of float32, but for what the chain makes of it. ``scale`` and ``bias`` are multiplied and added
     before the chain, in every kind that has them. Inputs: source, scale, bias, those that there are."""
@@ -43,20 +42,12 @@ class Rows:
     epsilon: float = 0.0
     scale: Operand | None = None
     bias: Operand | None = None
-    chain: Chain = _PLAIN
+    chain: Chain = PLAIN
 
     @property
     def operations(self) -> float:
         """About 8 for each element."""
         return 8.0 * math.prod(self.rows) * self.columns
-
-    def configs(self, machine: Machine) -> list[Config]:
-        """There is no choice."""
-        return [()]
-
-    def scratch(self, config: Config, machine: Machine) -> int:
-        """None is needed."""
-        return 0
 
     def write(self, config: Config, machine: Machine) -> Any:
         """The function: source, scale, bias, the chain's operands, out."""

@@ -9,17 +9,15 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from backends.tvm.kernel import Chain, Config, Machine, Operand
+from backends.tvm.kernel import PLAIN, Chain, Config, Fixed, Machine, Operand
 from backends.tvm.kernels.accumulate import SUM, Accumulators
 from backends.tvm.kernels.elementwise import Axis, merged, pieces
 from backends.tvm.kernels.lines import chained, moved
 from backends.tvm.kernels.work import offset, shared, threads_for
 
-_PLAIN = Chain()
-
 
 @dataclass(frozen=True)
-class Scan:
+class Scan(Fixed):
     """``source``, ``out`` and the chain's operands have strides for the axes of ``rows`` and then for the ``length``
     along which is summed."""
 
@@ -29,20 +27,12 @@ class Scan:
     out: Operand
     exclusive: bool = False
     reverse: bool = False
-    chain: Chain = _PLAIN
+    chain: Chain = PLAIN
 
     @property
     def operations(self) -> float:
         """One for each element."""
         return float(math.prod(self.rows) * self.length)
-
-    def configs(self, machine: Machine) -> list[Config]:
-        """There is no choice."""
-        return [()]
-
-    def scratch(self, config: Config, machine: Machine) -> int:
-        """None is needed."""
-        return 0
 
     def write(self, config: Config, machine: Machine) -> Any:
         """The function: source, the chain's operands, out."""

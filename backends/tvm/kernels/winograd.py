@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from backends.tvm.kernel import PLAIN, Chain, Config, Machine, Operand
+from backends.tvm.kernel import PLAIN, Chain, Config, Fixed, Machine, Operand
 from backends.tvm.kernels.work import offset, shared, threads_for
 
 Array = np.ndarray[Any, Any]
@@ -62,7 +62,7 @@ def step_between(tiles: int, channels: int) -> int:
 
 
 @dataclass(frozen=True)
-class WinogradInput:
+class WinogradInput(Fixed):
     """Coefficients [t * t, n * down * across, c] of an image [n, h, w, c] that reaches as far as its last tile.
 
     ``grid``: images, tiles down, tiles across. ``channels``: a multiple of the vector's lanes. ``step``: elements from one
@@ -80,14 +80,6 @@ class WinogradInput:
     def operations(self) -> float:
         """Additions, about: two passes of four a coefficient."""
         return 8.0 * (self.m + 2) ** 2 * math.prod(self.grid) * self.channels
-
-    def configs(self, machine: Machine) -> list[Config]:
-        """There is nothing to choose."""
-        return [()]
-
-    def scratch(self, config: Config, machine: Machine) -> int:
-        """None is needed."""
-        return 0
 
     def write(self, config: Config, machine: Machine) -> Any:
         """The function: image, out."""
@@ -108,7 +100,7 @@ class WinogradInput:
 
 
 @dataclass(frozen=True)
-class WinogradOutput:
+class WinogradOutput(Fixed):
     """An image [n, h, w, c] of coefficients as in WinogradInput; the chain follows, its operands as ``out``."""
 
     m: int
@@ -129,14 +121,6 @@ class WinogradOutput:
     def operations(self) -> float:
         """Additions, about."""
         return 8.0 * (self.m + 2) * self.m * math.prod(self.grid) * self.channels
-
-    def configs(self, machine: Machine) -> list[Config]:
-        """There is nothing to choose."""
-        return [()]
-
-    def scratch(self, config: Config, machine: Machine) -> int:
-        """None is needed."""
-        return 0
 
     def write(self, config: Config, machine: Machine) -> Any:
         """The function: coefficients, the chain's operands, out."""
