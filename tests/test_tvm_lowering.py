@@ -233,6 +233,23 @@ def test_a_concat_costs_only_the_copies_that_it_must(here: Machine, tmp_path: Pa
     assert sum(launch.label == "Concat" for launch in launches) == 3  # x, and both uses of a part that stands there twice
 
 
+def test_no_load_may_cross_the_line_between_kernels(here: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from backends.tvm import codegen
+
+    written: dict[Any, Any] = {}
+    compile_functions = codegen.compile_functions
+
+    def noted(functions: Any, machine: Machine) -> Any:
+        written.update({key.name_hint: function for key, function in functions.items()})
+        return compile_functions(functions, machine)
+
+    monkeypatch.setattr(codegen, "compile_functions", noted)
+    proto = model("g (float[1,8] x) => (y) { a = MatMul (x, w)\n y = MatMul (a, v) }", w=weight(8, 8), v=weight(8, 4))
+    _, launches = run(proto, weight(1, 8), folder=tmp_path, machine=here)
+    calls = [line for line in written[module.ENTRY].script().splitlines() if "kernel" in line or '"rewriter_barrier")' in line]
+    assert ["rewriter_barrier" in call for call in calls] == [False, True] * len(launches)
+
+
 # --- what is recognised
 
 SCORES = {
