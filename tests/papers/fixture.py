@@ -73,6 +73,11 @@ class Outcome:
     def graph(self) -> str:
         return text(self.result.ir_model)
 
+    @property
+    def products(self) -> int:
+        """Matrix products and convolutions."""
+        return sum(self.ops.get(op, 0) for op in ("MatMul", "Gemm", "Conv"))
+
     def nodes(self, op: str) -> list[Any]:
         return [n for n in self.result.ir_model.graph if n.op_type == op]
 

@@ -58,6 +58,11 @@ class Plain(Pruned):
         return F.linear(x, self.w, self.c)
 
 
+class PlainConvolution(Pruned):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.conv1d(x.transpose(1, 2), self.w.unsqueeze(-1), self.c).transpose(1, 2)
+
+
 def inputs() -> tuple[torch.Tensor]:
     return (normal(2, 5, INPUTS),)
 
@@ -66,10 +71,11 @@ def non_zeros(outcome: Outcome) -> int:
     return sum(int(np.count_nonzero(w)) for w in outcome.weights() if w.ndim > 1)
 
 
-@each(mask=MaskLoRA, einsum=MaskLoRAByEinsum, scale=ScaleLoRA)
+@each(mask=(MaskLoRA, Plain), einsum=(MaskLoRAByEinsum, Plain), scale=(ScaleLoRA, PlainConvolution))
 def test_the_merged_weight_is_as_sparse(module: Any, door: str, record: Any) -> None:
-    outcome = through(door, module(), inputs())
-    is_plain(outcome, plain(Plain, inputs), 1e-6)
+    adapted, base = module
+    outcome = through(door, adapted(), inputs())
+    is_plain(outcome, plain(base, inputs), 1e-6)
     assert non_zeros(outcome) == int(pruned().count_nonzero())
     record(PAPER, outcome)
 

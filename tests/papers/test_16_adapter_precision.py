@@ -82,7 +82,8 @@ class BesideGelu(Adapter):
 def test_an_adapter_beside_another_activation_stays() -> None:
     outcome = through("torch", BesideGelu().eval(), inputs())
     right(outcome)
-    has(outcome, MatMul=4, Relu=1, Gelu=1)
+    has(outcome, Relu=1, Gelu=1)
+    assert outcome.products == 4, outcome.graph
 
 
 class WithAZero(Adapter):

@@ -49,6 +49,11 @@ class Plain(Responsive):
         return self.w(x)
 
 
+class PlainConvolution(Responsive):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.conv1d(x.transpose(1, 2), self.w.weight[..., None], self.w.bias).transpose(1, 2)
+
+
 def inputs() -> tuple[torch.Tensor, torch.Tensor]:
     return normal(2, 5, INPUTS), torch.tensor(LAMBDA)
 
@@ -57,19 +62,13 @@ def plain_inputs() -> tuple[torch.Tensor]:
     return inputs()[:1]
 
 
-@each(linear=Responsive, einsum=GatedWeight)
+@each(linear=(Responsive, Plain), einsum=(GatedWeight, Plain), convolution=(Convolved, PlainConvolution))
 def test_fixed_hyper_parameters_fold(module: Any, door: str, record: Any) -> None:
-    name = "lam" if module is Responsive else "hyper"
-    outcome = through(door, awake(module()), inputs(), constants={name: LAMBDA})
-    is_plain(outcome, plain(Plain, plain_inputs), 1e-6)
+    responsive, base = module
+    name = "hyper" if responsive is GatedWeight else "lam"
+    outcome = through(door, awake(responsive()), inputs(), constants={name: LAMBDA})
+    is_plain(outcome, plain(base, plain_inputs), 1e-6)
     at_most(outcome, 2 * 5 * INPUTS * OUTPUTS)
-    record(PAPER, outcome)
-
-
-@each(convolution=Convolved)
-def test_fixed_hyper_parameters_fold_in_convolutions(module: Any, door: str, record: Any) -> None:
-    outcome = through(door, awake(module()), inputs(), constants={"lam": LAMBDA})
-    is_plain(outcome, plain(Plain, plain_inputs), 1e-6)
     record(PAPER, outcome)
 
 

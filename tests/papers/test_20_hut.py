@@ -53,16 +53,18 @@ class Plain(Hadamard):
         return F.linear(x, self.w0, self.bias)
 
 
-def plain_layer() -> nn.Module:
-    return awake(Plain())
+class PlainConvolution(Hadamard):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.conv1d(x.transpose(1, 2), self.w0[..., None], self.bias).transpose(1, 2)
 
 
 def inputs() -> tuple[torch.Tensor]:
     return (normal(2, 5, INPUTS),)
 
 
-@each(functional=Hadamard, offset=Offset, unmerged=Unmerged, convolution=Convolved)
+@each(functional=(Hadamard, Plain), offset=(Offset, Plain), unmerged=(Unmerged, Plain), convolution=(Convolved, PlainConvolution))
 def test_a_hadamard_update_costs_nothing(module: Any, door: str, record: Any) -> None:
-    outcome = through(door, awake(module()), inputs())
-    is_plain(outcome, plain(plain_layer, inputs), 1e-6)
+    updated, base = module
+    outcome = through(door, awake(updated()), inputs())
+    is_plain(outcome, plain(base, inputs), 1e-6)
     record(PAPER, outcome)
