@@ -214,7 +214,7 @@ def run_time_only(outcome: Outcome) -> None:
 
 
 def awake(module: nn.Module, seed: int = 0) -> Any:
-    """Random weights everywhere: what training starts at zero or one would let a wrong merge pass."""
+    """Random weights everywhere, the same for every instance: what training starts at zero or one would let a wrong merge pass."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in (*module.named_parameters(), *module.named_buffers()):
@@ -225,8 +225,8 @@ def awake(module: nn.Module, seed: int = 0) -> Any:
                 value.copy_(noise.abs() + 0.5)
             elif value.ndim > 1:
                 value.copy_(noise / math.sqrt(value[0].numel()))
-            else:
-                value.add_(0.3 * noise)
+            else:  # around one what starts at one (scales of norms), around zero the rest
+                value.copy_(0.3 * noise + float(bool((value == 1).all())))
     return module.eval()
 
 
