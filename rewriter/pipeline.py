@@ -82,6 +82,8 @@ class _Source:
     expected: list[Any] | None = None
     """What the torch module itself gave for the example."""
     path: str | None = None
+    fixed: Mapping[str, str] = field(default_factory=dict)
+    """Weights that are in the model only as numbers made of them, and the digests of their values."""
 
 
 def optimize(
@@ -265,7 +267,8 @@ def _optimize(
     example = source.example
     if example is None and oracle.cases:
         example = [oracle.cases[0].feed[v.name or ""] for v in source.model.graph.inputs]
-    return Optimized(attempt.model, report, source.inputs, source.outputs, attempt.weights, s.value_facts, shared, example, oracle)
+    facts = s.value_facts | {name: (f"sha256 {value}",) for name, value in source.fixed.items()}
+    return Optimized(attempt.model, report, source.inputs, source.outputs, attempt.weights, facts, shared, example, oracle)
 
 
 def _attempt(
@@ -472,7 +475,7 @@ def _read_torch(model: Any, example_inputs: Any, constants: Mapping[str, Any] | 
         raise InvalidInput("a torch module needs example_inputs, a tuple as it takes them: its graph is traced with them")
     program = read_torch(model, example_inputs, constants=constants)
     if program.call is None or program.example is None:
-        return _Source(program.model, program.inputs, program.outputs)
+        return _Source(program.model, program.inputs, program.outputs, fixed=program.fixed)
     args, kwargs = program.call
     expected = None
     exported = isinstance(model, torch.export.ExportedProgram)
@@ -482,7 +485,7 @@ def _read_torch(model: Any, example_inputs: Any, constants: Mapping[str, Any] | 
             expected = [_numpy(v) for v in _leaves(run(*args, **kwargs))]
         if len(expected) != program.outputs.leaves:
             expected = None
-    return _Source(program.model, program.inputs, program.outputs, [_numpy(a) for a in program.example], expected)
+    return _Source(program.model, program.inputs, program.outputs, [_numpy(a) for a in program.example], expected, fixed=program.fixed)
 
 
 def _is_module(model: Any) -> bool:
