@@ -16,6 +16,7 @@ from backends.program import Program
 from rewriter.errors import InvalidInput, RewriterError
 from rewriter.report import Report
 from rewriter.structure import Structure
+from rewriter.terms import FACTS
 from rewriter.weights import WeightProgram, missing
 
 
@@ -113,7 +114,7 @@ class Compiled:
     def _check_values(self, state: Mapping[str, np.ndarray]) -> None:
         for name, facts in self._facts.items():
             for fact in facts:
-                if name in state and not bool(np.all(state[name] == {"zero": 0, "one": 1}[fact])):
+                if name in state and not FACTS[fact].holds(state[name]):  # type: ignore[misc]
                     raise RewriterError(f"weight {name!r} was {fact} throughout, which a rewrite relied on, and the new one is not: compile again")
         for dropped, kept in self._shared.items():
             if dropped in state and not (kept in state and np.array_equal(state[dropped], state[kept])):
