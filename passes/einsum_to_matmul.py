@@ -1,8 +1,9 @@
-"""An Einsum of one or two operands is transposes around a product."""
+"""An Einsum is transposes around products."""
 
 from __future__ import annotations
 
 import math
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,20 +20,43 @@ def einsum_to_matmul(model: ir.Model) -> ir.Model:
         y = Einsum(a, b) {"bid,bjd->bij"}            bt = Transpose(b) {perm=[0, 2, 1]}
                                                      y = MatMul(a, bt)
 
-    Left alone: three or more operands, `...`, a letter twice in one operand, dims that are not numbers where several
-    letters must be joined into one.
+    Of several operands two are taken at a time, starting at one that the model's inputs reach, so that a chain of weights stays a
+    chain of products with them. Left alone: a letter twice in one operand, an ellipsis of unknown rank, dims that are not numbers
+    where several letters must be joined into one.
     """
     if model.opset_imports.get("", 0) < 13:  # axes were attributes
         return model
-    editor = Editor(model)
+    editor, weights = Editor(model), _Weights()
     for node in nodes(model):
         plan = _plan(node) if is_op(node, "Einsum") else None
-        if plan is not None:
-            result = _one(node, plan, editor) if len(plan.terms) == 1 else _two(node, plan, editor)
-            if result is not None:
-                editor.replace(node.outputs[0], result)
-                editor.drop(node)
+        result = None if plan is None else _contracted(node, plan, weights, editor)
+        if result is not None:
+            editor.replace(node.outputs[0], result)
+            editor.drop(node)
     return model
+
+
+class _Weights:
+    """Which values the model's inputs do not reach."""
+
+    def __init__(self) -> None:
+        self._known: dict[ir.Value, bool] = {}
+
+    def __contains__(self, value: ir.Value) -> bool:
+        stack = [value]
+        while stack:
+            top = stack[-1]
+            producer = top.producer()
+            if top in self._known or producer is None:
+                self._known.setdefault(top, top.is_initializer() and not top.is_graph_input())
+                stack.pop()
+                continue
+            unknown = [v for v in producer.inputs if v is not None and v not in self._known]
+            stack.extend(unknown)
+            if not unknown:
+                self._known[top] = all(v is None or self._known[v] for v in producer.inputs)
+                stack.pop()
+        return self._known[value]
 
 
 @dataclass(frozen=True)
@@ -43,13 +67,15 @@ class _Plan:
 
 
 def _plan(node: ir.Node) -> _Plan | None:
-    equation = node.attributes.get_string("equation", "").replace(" ", "")
+    equation = _without_ellipsis(node, node.attributes.get_string("equation", "").replace(" ", ""))
+    if equation is None:
+        return None
     left, arrow, result = equation.partition("->")
     terms = left.split(",")
     if not arrow:
         letters = left.replace(",", "")
         result = "".join(sorted(letter for letter in set(letters) if letters.count(letter) == 1))
-    if len(terms) > 2 or "." in equation or len(terms) != len(node.inputs):
+    if len(terms) != len(node.inputs):
         return None
     if any(len(set(term)) < len(term) for term in (*terms, result)) or not set(result) <= set("".join(terms)):
         return None
@@ -65,33 +91,79 @@ def _plan(node: ir.Node) -> _Plan | None:
     return _Plan(terms, result, sizes)
 
 
-def _one(node: ir.Node, plan: _Plan, editor: Editor) -> ir.Value:
-    value, letters = _summed(node, required(node, 0), plan.terms[0], plan.result, editor)
-    return _permuted(node, value, letters, plan.result, editor)
+def _without_ellipsis(node: ir.Node, equation: str) -> str | None:
+    """Each ``...`` as letters of its own, aligned at the right; None where a rank is not known, or the result is not written out."""
+    if "." not in equation:
+        return equation
+    left, arrow, result = equation.partition("->")
+    fresh = [letter for letter in string.ascii_letters if letter not in equation]
+    terms, most = left.split(","), 0
+    for index, term in enumerate(terms[: len(node.inputs)]):
+        shape = required(node, index).shape
+        count = None if shape is None else len(shape) - len(term.replace("...", ""))
+        if "..." in term:
+            if count is None or not 0 <= count <= len(fresh):
+                return None
+            terms[index] = term.replace("...", "".join(reversed(fresh[:count])))
+            most = max(most, count)
+    if not arrow or any("." in term for term in terms):
+        return None
+    return ",".join(terms) + "->" + result.replace("...", "".join(reversed(fresh[:most])))
 
 
-def _two(node: ir.Node, plan: _Plan, editor: Editor) -> ir.Value | None:
-    first, second = plan.terms
+def _contracted(node: ir.Node, plan: _Plan, weights: _Weights, editor: Editor) -> ir.Value | None:
+    """Two operands at a time, each time the one that leaves the least."""
+    left = list(zip((required(node, i) for i in range(len(plan.terms))), plan.terms, strict=True))
+    left.sort(key=lambda operand: operand[0] in weights)
+    value, letters = left.pop(0)
+    if not left:
+        value, letters = _summed(node, value, letters, plan.result, editor)
+        return _permuted(node, value, letters, plan.result, editor)
+    while left:
+        kept = [_kept(plan.result, letters, term, [t for j, (_, t) in enumerate(left) if j != i]) for i, (_, term) in enumerate(left)]
+        best = min(range(len(left)), key=lambda i: (math.prod(plan.sizes[x] or 64 for x in kept[i]), i))
+        other, term = left.pop(best)
+        result = plan.result if not left else kept[best]
+        step = _two(node, (value, letters), (other, term), _Plan(plan.terms, result, plan.sizes), editor)
+        if step is None:
+            return None
+        value, letters = step, result
+    return value
+
+
+def _kept(result: str, one: str, other: str, rest: Sequence[str]) -> str:
+    """What is left of two operands: the letters that the result or another operand has."""
+    needed = set(result).union(*rest)
+    return "".join(letter for letter in dict.fromkeys(one + other) if letter in needed)
+
+
+def _two(
+    node: ir.Node, one: tuple[ir.Value, str], other: tuple[ir.Value, str], plan: _Plan, editor: Editor
+) -> ir.Value | None:
     keep = set(plan.result)
     # Letters that one operand alone has and nobody keeps are summed first.
-    a, first = _summed(node, required(node, 0), first, keep | set(second), editor)
-    b, second = _summed(node, required(node, 1), second, keep | set(plan.terms[0]), editor)
+    a, first = _summed(node, *one, keep | set(other[1]), editor)
+    b, second = _summed(node, *other, keep | set(one[1]), editor)
     batch = [letter for letter in plan.result if letter in first and letter in second]
     rows = [letter for letter in plan.result if letter in first and letter not in second]
     columns = [letter for letter in plan.result if letter in second and letter not in first]
     inner = [letter for letter in first if letter in second and letter not in keep]
     if not inner:
         return _outer(node, a, first, b, second, plan.result, editor)
+    outside = batch
+    if not batch and len(rows) > 1:  # a matrix on the right: rows may have as many axes as they like
+        outside, rows = rows[:-1], rows[-1:]
     groups = (rows, inner, columns)
     if any(len(group) != 1 and any(plan.sizes[letter] is None for letter in group) for group in groups):
         return None
-    if any(len(group) != 1 for group in groups) and any(plan.sizes[letter] is None for letter in batch):
+    shaped = len(rows) != 1 or len(columns) != 1
+    if (shaped or len(inner) != 1) and sum(plan.sizes[letter] is None for letter in (*outside, *rows, *columns)) > 1:
         return None
-    a = _grouped(node, _permuted(node, a, first, [*batch, *rows, *inner], editor), plan, batch, rows, inner, editor)
+    a = _grouped(node, _permuted(node, a, first, [*outside, *rows, *inner], editor), plan, outside, rows, inner, editor)
     b = _grouped(node, _permuted(node, b, second, [*batch, *inner, *columns], editor), plan, batch, inner, columns, editor)
     y = editor.emit(node, "MatMul", [a, b], dtype=a.dtype)
-    spread = [*batch, *rows, *columns]
-    if len(rows) != 1 or len(columns) != 1:
+    spread = [*outside, *rows, *columns]
+    if shaped:
         y = _reshaped(node, y, [_size(plan, letter) for letter in spread], editor)
     return _permuted(node, y, "".join(spread), plan.result, editor)
 

@@ -471,17 +471,18 @@ def _read_torch(model: Any, example_inputs: Any, constants: Mapping[str, Any] | 
     if example_inputs is None and not isinstance(model, torch.export.ExportedProgram):
         raise InvalidInput("a torch module needs example_inputs, a tuple as it takes them: its graph is traced with them")
     program = read_torch(model, example_inputs, constants=constants)
-    if example_inputs is None:
+    if program.call is None or program.example is None:
         return _Source(program.model, program.inputs, program.outputs)
-    arguments, named = ((), dict(example_inputs)) if isinstance(example_inputs, Mapping) else (_tuple(example_inputs), {})
-    example = [_numpy(a) for a in program.inputs.flatten(arguments, named)]
+    args, kwargs = program.call
     expected = None
-    if callable(model) and not constants:
-        with torch.no_grad():
-            expected = [_numpy(v) for v in _leaves(model(*arguments, **named))]
+    exported = isinstance(model, torch.export.ExportedProgram)
+    run = model.module() if exported else model
+    if callable(run) and not (exported and constants):  # an exported program's example has its own values in the constants' places
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            expected = [_numpy(v) for v in _leaves(run(*args, **kwargs))]
         if len(expected) != program.outputs.leaves:
             expected = None
-    return _Source(program.model, program.inputs, program.outputs, example, expected)
+    return _Source(program.model, program.inputs, program.outputs, [_numpy(a) for a in program.example], expected)
 
 
 def _is_module(model: Any) -> bool:

@@ -37,6 +37,10 @@ class TorchProgram:
     model: ir.Model
     inputs: Structure
     outputs: Structure
+    call: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+    """The example as the module takes it, with inputs that are declared constant at their constants."""
+    example: list[Any] | None = None
+    """The same as the model's inputs."""
 
 
 def read_torch(
@@ -47,16 +51,19 @@ def read_torch(
 ) -> TorchProgram:
     """The program that `module` runs on inputs like `example_inputs` (a tuple, a dict by argument name, one tensor).
 
-    Raises UnsupportedModel for a module in training mode, one that changes its own state, or one that PyTorch cannot
-    export; InvalidInput for example inputs that do not fit.
+    ``constants``: inputs that are fixed; the example may leave them out. Raises UnsupportedModel for a module in training mode, one
+    that changes its own state, or one that PyTorch cannot export; InvalidInput for example inputs that do not fit.
     """
+    constants, call = dict(constants or {}), None
     if isinstance(module, ExportedProgram):
         program, names = module, None
+        if example_inputs is not None:
+            call = ((), dict(example_inputs)) if isinstance(example_inputs, Mapping) else (_tuple(example_inputs), {})
     else:
         _refuse_training(module)
         names = list(inspect.signature(module.forward).parameters)
-        args, kwargs = _arguments(module, example_inputs)
-        program = _export(module, args, kwargs)
+        call = _arguments(module, example_inputs, constants)
+        program = _export(module, *call)
     _refuse_state(program)
     model = _to_onnx(program)
     inputs, outputs = _input_structure(program, names), _output_structure(program)
@@ -66,7 +73,16 @@ def read_torch(
             f"the exported model has {len(model.graph.inputs)} inputs and {len(model.graph.outputs)} outputs where "
             f"the module has {inputs.leaves} and {outputs.leaves}: pass tensors and return tensors"
         )
-    return TorchProgram(prepare(model, constants=constants), inputs, outputs)
+    dropped = {place for place, value in enumerate(model.graph.inputs) if value.name in constants}
+    model = prepare(model, constants=constants)
+    example = None
+    if call is not None:
+        example = [leaf for place, leaf in enumerate(inputs.flatten(*call)) if place not in dropped]
+    return TorchProgram(model, inputs.without(dropped) if dropped else inputs, outputs, call, example)
+
+
+def _tuple(inputs: Any) -> tuple[Any, ...]:
+    return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
 
 
 def _refuse_training(module: torch.nn.Module) -> None:
@@ -79,21 +95,40 @@ def _refuse_training(module: torch.nn.Module) -> None:
 
 
 def _arguments(
-    module: torch.nn.Module, example: Sequence[Any] | Mapping[str, Any] | torch.Tensor | None
+    module: torch.nn.Module, example: Sequence[Any] | Mapping[str, Any] | torch.Tensor | None, constants: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The examples as one would call the module, positional as far as the signature goes."""
+    """The examples as one would call the module, positional as far as the signature goes, with constants in their places.
+
+    Plain values are fixed by tracing: a constant for one is its value, and no input of the model that is left to be fixed.
+    """
     if example is None:
         raise InvalidInput("a PyTorch module needs example_inputs: a tuple as it takes them, or a dict by name")
-    if isinstance(example, torch.Tensor):
-        return (example,), {}
+    signature = inspect.signature(module.forward)
     try:
-        if isinstance(example, Mapping):
-            bound = inspect.signature(module.forward).bind(**_known(module, example))
-            return bound.args, dict(bound.kwargs)
-        inspect.signature(module.forward).bind(*example)
+        places, names = ((), _known(module, example)) if isinstance(example, Mapping) else (_tuple(example), {})
+        bound = signature.bind_partial(*places, **names)
+        for name in [name for name in constants if name in signature.parameters]:
+            bound.arguments[name] = _fixed(bound.arguments.get(name), constants[name], name)
+            if not isinstance(bound.arguments[name], torch.Tensor):
+                del constants[name]
+        signature.bind(*bound.args, **bound.kwargs)
     except TypeError as error:
         raise InvalidInput(f"example_inputs do not fit {type(module).__name__}.forward: {error}") from None
-    return tuple(example), {}
+    return bound.args, dict(bound.kwargs)
+
+
+def _fixed(example: Any, constant: Any, name: str) -> Any:
+    """The constant in the form that the example has; as a tensor where there is no example."""
+    if isinstance(example, torch.Tensor):
+        try:
+            value = torch.as_tensor(constant)
+            return value.to(example.dtype).expand(example.shape) if value.ndim == 0 else value.to(example.dtype)
+        except (TypeError, ValueError, RuntimeError):
+            raise InvalidInput(f"the constant for input '{name}' is no array") from None
+    if isinstance(example, (bool, int, float, str)):
+        return type(example)(constant)
+    value = torch.as_tensor(constant)
+    return value.float() if value.dtype == torch.float64 else value
 
 
 def _known(module: torch.nn.Module, example: Mapping[str, Any]) -> Mapping[str, Any]:

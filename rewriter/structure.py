@@ -1,6 +1,7 @@
 """How a program's arguments or results nest: a tree that survives JSON, and knows nothing of torch.
 
-A tree is one of ``{"leaf": None}`` (an array), ``{"constant": 3}`` (a plain value fixed when the model was read),
+A tree is one of ``{"leaf": None}`` (an array), ``{"constant": 3}`` (a plain value fixed when the model was read), ``{"ignored": None}`` (an
+array that was declared constant, in a container that is still passed),
 ``{"tuple": [..]}``, ``{"list": [..]}``, ``{"dict": [[key, tree], ..]}``, ``{"record": name, "fields": [[..]]}`` (a named
 tuple or a dict-like class) and ``{"object": name, "items": [..]}`` (any other container). A Structure made in this
 process also remembers how to build records and objects of the original class; one that was read from JSON builds
@@ -9,7 +10,7 @@ named tuples, dicts and lists instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +38,18 @@ class Structure:
     def of_outputs(cls, count: int) -> Structure:
         """Several results as a tuple, a single one as itself."""
         return cls(LEAF if count == 1 else {"tuple": [LEAF] * count})
+
+    def without(self, dropped: Set[int]) -> Structure:
+        """The arguments without some of their arrays, by place; one that is an argument by itself is no argument any more."""
+        declared: list[Any] = self.tree["arguments"]
+        places, kept, positional = iter(range(self.leaves)), [], self.tree["positional"]
+        for index, (name, tree) in enumerate(declared):
+            reduced = _without(tree, dropped, places)
+            if "leaf" in tree and "ignored" in reduced:
+                positional -= index < self.tree["positional"]
+            else:
+                kept.append([name, reduced])
+        return Structure({"arguments": kept, "positional": positional}, self.builders)
 
     def to_json(self) -> Tree:
         """A tree of dicts, lists, strings, numbers and None."""
@@ -114,7 +127,23 @@ def _leaves(tree: Tree) -> int:
     return 1 if "leaf" in tree else sum(_leaves(each) for each in _children(tree))
 
 
+def _without(tree: Tree, dropped: Set[int], places: Iterator[int]) -> Tree:
+    """Inside a container the place stays, and what is passed there is not looked at."""
+    if "leaf" in tree:
+        return {"ignored": None} if next(places) in dropped else tree
+    copy = dict(tree)
+    for kind in ("tuple", "list", "items"):
+        if kind in tree:
+            copy[kind] = [_without(each, dropped, places) for each in tree[kind]]
+    for kind in ("dict", "fields"):
+        if kind in tree:
+            copy[kind] = [[key, _without(each, dropped, places)] for key, each in tree[kind]]
+    return copy
+
+
 def _flatten(tree: Tree, value: Any, where: str, leaves: list[Any]) -> None:
+    if "ignored" in tree:
+        return
     if "leaf" in tree:
         if value is None or isinstance(value, (str, dict)):
             raise InvalidInput(f"{where} is {type(value).__name__}, not an array")

@@ -281,10 +281,17 @@ def test_gemm_without_a_bias(golden: Golden) -> None:
         ("ijk,jl->il", "2, 3, 4", "3, 5"),
         ("i,i->", "3", "3"),
         ("bi,bi->b", "2, 3", "2, 3"),
+        ("nti,oi->nto", "2, 3, 4", "5, 4"),
+        ("...i,oi->...o", "2, 3, 4", "5, 4"),
+        ("...ij,...jk->...ik", "2, 3, 4", "2, 4, 5"),
+        ("i...,i->...", "3, 2", "3"),
+        ("brct,htc->brh", "2, 3, 4, 5", "6, 5, 4"),
+        ("brh,ohr->bo", "2, 3, 4", "5, 4, 3"),
     ],
 )
 def test_einsum_is_a_product(equation: str, a: str, b: str) -> None:
-    result = equation.partition("->")[2] if "->" in equation else "ik"
+    ellipsis = "xyz"[: a.count(",") + 1 - len(equation.partition(",")[0].replace("...", ""))]
+    result = equation.partition("->")[2].replace("...", ellipsis) if "->" in equation else "ik"
     body = f"""main (float[{a}] a, float[{b}] b) => (float[{", ".join(f"r{each}" for each in result)}] y) {{
         y = Einsum <equation: string = "{equation}"> (a, b)
     }}"""
@@ -299,7 +306,33 @@ def test_einsum_with_symbols(golden: Golden) -> None:
     }""", einsum_to_matmul, rtol=1e-6, b=2, i=1, j=3)  # fmt: skip
 
 
-@pytest.mark.parametrize("equation", ["ii->i", "...ij->...ji", "ij,jk,kl->il"])
+def test_einsum_of_a_chain_is_products_from_the_input_on() -> None:
+    """x·A·B, written with the weights first: no product of the two weights, which may be dearer."""
+    body = """main (float[n, 4, 3] x) => (float[n, 4, 5] y) <float[2, 3] a = {1, 2, 3, 4, 5, 6}, float[5, 2] b = {1, 0, 2, 1, 3, 5, 1, 1, 2, 2}> {
+        y = Einsum <equation: string = "ri,or,nti->nto"> (a, b, x)
+    }"""
+    after = einsum_to_matmul(read(body))
+    first, second = (node for node in after.graph if node.op_type == "MatMul")
+    assert first.inputs[0] is after.graph.inputs[0] and second.inputs[0] is first.outputs[0]
+    assert "Reshape" not in ops(after)
+    assert_same(parse(body), after, 1e-6, n=2)
+
+
+@pytest.mark.parametrize(
+    ("equation", "shapes"),
+    [("k,kro,kri->oi", ("3", "3, 2, 4", "3, 2, 5")), ("tk,sk,tsk->ts", ("3, 2", "4, 2", "3, 4, 2")), ("i,i,i->", ("3", "3", "3")), ("...ij->...ji", ("2, 3",))],
+)
+def test_einsum_of_any_number_of_operands(equation: str, shapes: tuple[str, ...]) -> None:
+    inputs = ", ".join(f"float[{shape}] x{place}" for place, shape in enumerate(shapes))
+    names = ", ".join(f"x{place}" for place in range(len(shapes)))
+    result = ", ".join(f"r{each}" for each in equation.partition("->")[2].replace("...", ""))
+    body = f'main ({inputs}) => (float[{result}] y) {{ y = Einsum <equation: string = "{equation}"> ({names}) }}'
+    after = einsum_to_matmul(read(body))
+    assert "Einsum" not in ops(after)
+    assert_same(parse(body), after, 1e-6)
+
+
+@pytest.mark.parametrize("equation", ["ii->i", "...ij"])
 def test_other_einsums_stay(equation: str) -> None:
     inputs = ", ".join(f"float[2, 2] x{place}" for place in range(equation.count(",") + 1))
     names = ", ".join(f"x{place}" for place in range(equation.count(",") + 1))
