@@ -13,8 +13,8 @@ from rewriter.decode import Selected, decode
 from rewriter.egraph import Frozen, Limits, Program, Saturator
 from rewriter.encode import Encoding, encode
 from rewriter.extract import Choice, Extraction, cheapest_trees, extract
-from rewriter.rule import Condition, Rule, text
-from rewriter.terms import FACTS, OPERATORS
+from rewriter.rule import Condition, Rule, binds, text
+from rewriter.terms import FACTS, OPERATORS, TABLES
 
 STORED = -1
 """In place of a node: a weight, which costs its bytes once however many read it."""
@@ -88,8 +88,20 @@ def saturate(
         extraction.method, extraction.seconds, extraction.gap, value_facts=encoding.value_facts,
     )  # fmt: skip
     search.rewrites = _rewrites(frozen, rules, selected)
+    search.value_facts = _relied_on(encoding.value_facts, rules, search.rewrites)
     search.declined = [*_declined(frozen, encoding, rules, set(selected)), *_dearer(frozen, encoding, rules, selected)]
     return decode(graph, encoding, frozen.model, selected), search
+
+
+ALWAYS = {"zero", "one"}
+"""Facts that analyses and extraction use themselves, whatever laws fired."""
+
+
+def _relied_on(facts: Mapping[str, tuple[str, ...]], rules: Sequence[Rule], used: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
+    """What of the weights' values the result may rest on: signs only where a law asked for them."""
+    wanted = ALWAYS | {c[0] for r in rules if f"{r.theory}/{r.name}" in used for c in r.given}
+    kept = {name: tuple(f for f in held if f in wanted) for name, held in facts.items()}
+    return {name: held for name, held in kept.items() if held}
 
 
 def _rewrites(frozen: Frozen, rules: Sequence[Rule], selected: Mapping[int, Selected]) -> Counter[str]:
@@ -155,7 +167,7 @@ def _reads(op: str, arguments: tuple[object, ...]) -> tuple[int, ...]:
 
 def _declined(frozen: Frozen, encoding: Encoding, rules: Sequence[Rule], in_solution: set[int]) -> list[Decline]:
     """Places in the result where a law's left side stands, a condition that makes it true fails, and no sister law applies."""
-    facts = {name: set(rows) for name, rows in frozen.facts.items()}
+    facts = FactIndex(frozen.facts)
     names = {frozen.model[i]: v.name for i, v in reversed(list(enumerate(encoding.values))) if v is not None and v.name}
     sisters: dict[str, list[Rule]] = {}
     for rule in rules:
@@ -195,8 +207,34 @@ def _dearer(frozen: Frozen, encoding: Encoding, rules: Sequence[Rule], selected:
         yield Decline(rule, sites[0] + more, "holds here, but what it gives is estimated to cost more than what was taken")
 
 
-def _missing(rule: Rule, values: Mapping[str, object], facts: Mapping[str, set[tuple[object, ...]]]) -> list[Condition]:
+class FactIndex:
+    """The rows of every fact, found by all their arguments or by the first."""
+
+    def __init__(self, facts: Mapping[str, Sequence[tuple[object, ...]]]) -> None:
+        self._rows = {name: set(rows) for name, rows in facts.items()}
+        self._by_first: dict[tuple[str, object], list[tuple[object, ...]]] = {}
+        for name, rows in facts.items():
+            for row in rows if FACTS[name].of is not None else ():
+                self._by_first.setdefault((name, row[0]), []).append(row)
+
+    def bind(self, condition: Condition, known: dict[str, object]) -> bool:
+        """Does it hold of what is known? What else its row says is then known too."""
+        name, arguments = condition
+        if all(a in known for a in arguments):
+            return tuple(known[a] for a in arguments) in self._rows[name]
+        for row in self._by_first.get((name, known.get(arguments[0])), ()):
+            if all(known.get(a, v) == v for a, v in zip(arguments, row, strict=True)):
+                known.update(zip(arguments, row, strict=True))
+                return True
+        return False
+
+
+def _missing(rule: Rule, values: Mapping[str, object], facts: FactIndex) -> list[Condition]:
     """The conditions of a law that fail at a match: facts by what the e-graph derived, tables and attributes by what they are."""
-    abstract = replace(rule, given=tuple(c for c in rule.given if c[0] not in FACTS))
-    absent = [c for c in rule.given if c[0] in FACTS and tuple(values[a] for a in c[1]) not in facts[c[0]]]
-    return abstract.bind(values)[1] + absent
+    known = dict(values)
+    for condition in rule.when:
+        if binds(condition) and condition[0] in FACTS:
+            facts.bind(condition, known)
+    absent = [c for c in rule.given if c[0] in FACTS and not facts.bind(c, known)]
+    abstract = replace(rule, given=tuple(c for c in rule.given if c[0] not in FACTS), when=tuple(c for c in rule.when if c[0] in TABLES))
+    return abstract.bind(known)[1] + absent

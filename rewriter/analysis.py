@@ -29,6 +29,32 @@ VALUES = """
 (rule ((= t (scalar (minus_one) (minus_one)))) ((one t)) :ruleset analysis)
 (rule ((= t (scale a b x)) (one a) (one b)) ((one t)) :ruleset analysis)
 (rule ((= t (scalar a b)) (one a) (one b)) ((one t)) :ruleset analysis)
+(rule ((= t (move m z)) (zero z)) ((zero t)) :ruleset analysis)
+(rule ((= t (slice z a i j)) (zero z)) ((zero t)) :ruleset analysis)
+(rule ((= t (tile z p q)) (zero z)) ((zero t)) :ruleset analysis)
+(rule ((= t (block_sum z b p q)) (zero z)) ((zero t)) :ruleset analysis)
+(rule ((= t (minus_one))) ((nonzero t)) :ruleset analysis)
+(rule ((= t (scale a b x)) (positive a) (positive b)) ((positive t)) :ruleset analysis)
+(rule ((= t (scalar a b)) (positive a) (positive b)) ((positive t)) :ruleset analysis)
+(rule ((= t (tile a p q)) (positive a)) ((positive t)) :ruleset analysis)
+(rule ((= t (scale a b x)) (nonzero a) (nonzero b)) ((nonzero t)) :ruleset analysis)
+(rule ((= t (scalar a b)) (nonzero a) (nonzero b)) ((nonzero t)) :ruleset analysis)
+"""
+
+# The length of the last axis, where a law made the term; the encoder says it of the model's own.
+LENGTHS = """
+(rule ((= t (linear x a b)) (last a n)) ((last t n)) :ruleset analysis)
+(rule ((= t (matmul x a)) (last a n)) ((last t n)) :ruleset analysis)
+(rule ((= t (add x y)) (last x n)) ((last t n)) :ruleset analysis)
+(rule ((= t (map f x)) (last x n)) ((last t n)) :ruleset analysis)
+(rule ((= t (norm k x e)) (last x n)) ((last t n)) :ruleset analysis)
+(rule ((= t (scale x s a)) (last x n)) ((last t n)) :ruleset analysis)
+(rule ((= t (bias x b a)) (last x n)) ((last t n)) :ruleset analysis)
+(rule ((= t (scalar x c)) (last x n)) ((last t n)) :ruleset analysis)
+(rule ((= t (shift x c)) (last x n)) ((last t n)) :ruleset analysis)
+(rule ((= t (cat x y -1)) (last x n) (last y m)) ((last t (+ n m))) :ruleset analysis)
+(rule ((= t (slice x -1 i j))) ((last t (- j i))) :ruleset analysis)
+(rule ((= t (pick e i)) (last e n)) ((last t n)) :ruleset analysis)
 """
 
 # A weight is dense if folding a number into it does not unpack what the model stores small (int8 with a scale, a fill value).
@@ -41,8 +67,18 @@ READING = """
 (rule ((= t (add a b)) (const t)) ((dense t)) :ruleset analysis)
 (rule ((= t (scale a s i)) (const t)) ((dense t)) :ruleset analysis)
 (rule ((= t (scalar a c)) (const t) (dense a)) ((dense t)) :ruleset analysis)
-(rule ((= x (move f y c)) (absorbs y)) ((absorbs x)) :ruleset analysis)
-(rule ((= x (move f y c)) (live x)) ((other x)) :ruleset analysis)
+(rule ((= x (move f y)) (absorbs y)) ((absorbs x)) :ruleset analysis)
+(rule ((= x (linear y a b)) (live x)) ((joinable x)) :ruleset analysis)
+(rule ((= x (pick y i)) (live x)) ((joinable x)) :ruleset analysis)
+(rule ((= x (move f y)) (joinable y)) ((joinable x)) :ruleset analysis)
+(rule ((= x (cat u c a)) (const c)) ((joinable c)) :ruleset analysis)
+(rule ((= x (cat c u a)) (const c)) ((joinable c)) :ruleset analysis)
+(rule ((= x (move f y)) (live x)) ((other x)) :ruleset analysis)
+(rule ((= x (slice y a i j)) (live x)) ((other x)) :ruleset analysis)
+(rule ((= x (norm k y e)) (live x)) ((other x)) :ruleset analysis)
+(rule ((= x (rowmap f y)) (live x)) ((other x)) :ruleset analysis)
+(rule ((= x (pick y i)) (live x)) ((other x)) :ruleset analysis)
+(rule ((= x (max_pool y w)) (live x)) ((other x)) :ruleset analysis)
 (rule ((= x (product y z)) (live x)) ((other x)) :ruleset analysis)
 (rule ((= x (leaf i)) (live x)) ((other x)) :ruleset analysis)
 (rule ((= x (op s v)) (live x)) ((other x)) :ruleset analysis)
@@ -63,7 +99,7 @@ def rules() -> list[str]:
     """All analysis rules as egglog commands, in the ruleset ``analysis``."""
     lines = [line for o in OPERATORS.values() for line in _structural(o)]
     lines.append("(rule ((= t (minus_one))) ((const t)) :ruleset analysis)")
-    return [*lines, *VALUES.strip().splitlines(), *READING.strip().replace("\n     ", " ").splitlines()]
+    return [*lines, *VALUES.strip().splitlines(), *LENGTHS.strip().splitlines(), *READING.strip().replace("\n     ", " ").splitlines()]
 
 
 def _structural(o: Operator) -> list[str]:

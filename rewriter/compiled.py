@@ -17,6 +17,7 @@ from backends.program import Program
 from rewriter.errors import InvalidInput, RewriterError
 from rewriter.report import Report
 from rewriter.structure import Structure
+from rewriter.terms import FACTS
 from rewriter.weights import WeightProgram, missing
 
 
@@ -118,7 +119,7 @@ class Compiled:
                     if name in state and hashlib.sha256(state[name].tobytes()).hexdigest() != fact.removeprefix("sha256 "):
                         raise RewriterError(f"weight {name!r} went into complex numbers that were computed when the model was read: compile again")
                     continue
-                if name in state and not bool(np.all(state[name] == {"zero": 0, "one": 1}[fact])):
+                if name in state and not FACTS[fact].holds(state[name]):  # type: ignore[misc]
                     raise RewriterError(f"weight {name!r} was {fact} throughout, which a rewrite relied on, and the new one is not: compile again")
         for dropped, kept in self._shared.items():
             if dropped in state and not (kept in state and np.array_equal(state[dropped], state[kept])):

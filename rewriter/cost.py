@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rewriter.encode import Encoding
-from rewriter.terms import MINUS_ONE
+from rewriter.move import Move
+from rewriter.terms import MINUS_ONE, OPERATORS
 from rewriter.window import Window
 
 Sizes = tuple[int, ...]
@@ -62,14 +63,33 @@ def infer(op: str, arguments: Sequence[Any], sizes: Mapping[int, Sizes]) -> Size
         return None if x is None or y is None else (*x[:-1], *y[1:])
     if op in ("add", "mul"):
         return x or y
-    if op in ("scale", "bias", "scalar", "shift", "kernel_scale_inputs", "zero_like", "eye_like"):
+    if op in ("scale", "bias", "scalar", "shift", "kernel_scale_inputs", "zero_like", "eye_like", "rows", "divide", "sign"):
         return x
-    if op == "map":
+    if op in ("map", "rowmap", "norm"):
         return y
+    if op == "move":
+        return None if y is None else Move.parse(arguments[0]).shape(y)
+    if op == "slice":
+        axis, begin, end = arguments[1:]
+        return None if x is None else (*x[:axis], end - begin, *(x[axis + 1 :] if axis != -1 else ()))
+    if op == "pick":
+        return None if x is None or y is None else (*y, *x[1:])
+    if op == "product":
+        return None if x is None or y is None or len(x) < 2 or len(y) < 2 else (*_broadcast(x[:-2], y[:-2]), x[-2], y[-1])
+    if op == "tile":
+        return None if x is None else (x[0] * arguments[1] * arguments[2],)
+    if op == "transposed":
+        return None if x is None else (*x[:-2], x[-1], x[-2])
+    if op == "block_compose":
+        return None if x is None or y is None else (arguments[2] * x[0] * arguments[3], y[1])
+    if op == "block_sum":
+        return None if y is None else (y[1],)
+    if op == "flat_kernel":
+        return None if x is None else (math.prod(x[1:]), x[0])
     if op == "cat":
         axis = arguments[2]
         return None if x is None or y is None else (*x[:axis], x[axis] + y[axis], *(x[axis + 1 :] if axis != -1 else ()))
-    if op in ("conv", "mean_pool"):
+    if op in ("conv", "mean_pool", "max_pool"):
         window = Window.parse(arguments[-1])
         return None if x is None else (x[0], window.outputs, *window.size(x[2:]))
     if op in ("kernel_ones", "kernel_mean", "kernel_diagonal"):
@@ -79,6 +99,12 @@ def infer(op: str, arguments: Sequence[Any], sizes: Mapping[int, Sizes]) -> Size
     if op in ("zero_row", "zero_outputs"):
         return None if x is None else (x[1:] if op == "zero_row" else x[:1])
     return () if op == MINUS_ONE else None
+
+
+def _broadcast(a: Sizes, b: Sizes) -> Sizes:
+    n = max(len(a), len(b))
+    wide = zip((1,) * (n - len(a)) + a, (1,) * (n - len(b)) + b, strict=True)
+    return tuple(max(d, e) for d, e in wide)
 
 
 def class_sizes(
@@ -125,9 +151,10 @@ def run_cost(op: str, cls: int, arguments: Sequence[Any], sizes: Mapping[int, Si
     if op == "leaf" or (op == "op" and str(arguments[0]).startswith("output ")):
         return 0.0
     if op == "move":
-        return 0.5 * prices.node
+        return _move_cost(arguments[0], out, prices)
     moved = 4.0 * (math.prod(out) if out is not None else 0)
-    moved += sum(4.0 * math.prod(sizes[a]) for a in arguments if isinstance(a, int) and not isinstance(a, bool) and a in sizes)
+    table = arguments[0] if op == "pick" else arguments[1] if op == "op" and str(arguments[0]).startswith("Gather{") else None
+    moved += sum(4.0 * math.prod(sizes[a]) for a in _tensors(op, arguments) if a in sizes and a != table)
     if op == "cat":
         # A law's concatenation that does not end in the weights breaks up what runtimes would fuse.
         return 10 * prices.node + 2 * moved * prices.byte
@@ -138,6 +165,19 @@ def run_cost(op: str, cls: int, arguments: Sequence[Any], sizes: Mapping[int, Si
     if op == "linear" and arguments[2] not in zeros:
         extra = 0.5 * prices.node + 2.0 * math.prod(out or ()) * prices.byte
     return prices.node + extra + max(2 * flop * macs(op, arguments, out, sizes), moved * prices.byte)
+
+
+def _tensors(op: str, arguments: Sequence[Any]) -> Sequence[int]:
+    if op == "op":
+        return [a for a in arguments[1:] if isinstance(a, int)]
+    return [a for a, kind in zip(arguments, OPERATORS[op].kinds, strict=True) if kind == "t" and isinstance(a, int)]
+
+
+def _move_cost(move: str, out: Sizes | None, prices: Prices) -> float:
+    """A Reshape is a name for what is there; the others copy."""
+    steps = Move.parse(move).steps() or []
+    copied = 8.0 * (math.prod(out) if out is not None else 0)
+    return sum(0.25 * prices.node if op == "Reshape" else 0.5 * prices.node + copied * prices.byte for op, _ in steps)
 
 
 def stored_cost(cls: int, sizes: Mapping[int, Sizes], prices: Prices) -> float:

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from rewriter.encode import Emission, Encoding, captures, subgraphs
+from rewriter.move import Move
 from rewriter.terms import MINUS_ONE, OPERATORS
 from rewriter.weights import LAW
 from rewriter.window import Widening, Window
@@ -106,6 +107,55 @@ def _scalar(w: Writer, x: ir.Value | None, c: ir.Value | None) -> ir.Value:
 def _linear(w: Writer, x: ir.Value, a: ir.Value, b: ir.Value | None) -> ir.Value:
     product = w.emit("MatMul", x, a)
     return product if b is None else w.emit("Add", product, b)
+
+
+def _move(w: Writer, x: ir.Value, move: str) -> ir.Value:
+    steps = Move.parse(move).steps()
+    if steps is None:
+        raise ValueError(f"{move} depends on sizes that are not known")
+    for op_type, numbers in steps:
+        x = w.emit(op_type, x, perm=numbers) if op_type == "Transpose" else w.emit(op_type, x, w.integers(*numbers))
+    return x
+
+
+def _norm(w: Writer, kind: str, x: ir.Value, e: ir.Value, length: int | None) -> ir.Value:
+    """Spelled out, unless epsilon is a number that is known now: what laws made of it is known once weights are folded, and the
+    passes that recognise norms come after that."""
+    if kind == "layer" and e.const_value is not None and length is not None and x.dtype == ir.DataType.FLOAT:
+        ones = w.constant(np.ones(length, np.float32))
+        return w.emit("LayerNormalization", x, ones, axis=-1, epsilon=float(e.const_value.numpy()))
+    last = w.integers(-1)
+    if kind == "layer":
+        x = w.emit("Sub", x, w.emit("ReduceMean", x, last, keepdims=1))
+    mean = w.emit("ReduceMean", w.emit("Mul", x, x), last, keepdims=1)
+    return w.emit("Div", x, w.emit("Sqrt", w.emit("Add", mean, e)))
+
+
+def _block_compose(w: Writer, a: ir.Value, b: ir.Value, p: int, q: int) -> ir.Value:
+    # A [i, d], B [p d q, o]: the sizes are taken from them, so that any maps of this kind fit.
+    inner = w.emit("Shape", a, start=0, end=1)
+    middle = w.emit("Shape", a, start=1, end=2)
+    for size in (inner, middle):
+        size.type = ir.TensorType(ir.DataType.INT64)
+    blocks = w.emit("Reshape", b, w.emit("Concat", w.integers(p), middle, w.integers(q, -1), axis=0))
+    mixed = w.emit("MatMul", a, w.emit("Transpose", blocks, perm=[0, 2, 1, 3]))  # [p, q, i, o]
+    rows = w.emit("Mul", inner, w.integers(p * q))
+    return w.emit("Reshape", w.emit("Transpose", mixed, perm=[0, 2, 1, 3]), w.emit("Concat", rows, w.integers(-1), axis=0))
+
+
+def _block_sum(w: Writer, v: ir.Value, b: ir.Value, p: int, q: int) -> ir.Value:
+    row = w.emit("Unsqueeze", v, w.integers(0))
+    return w.emit("ReduceSum", _block_compose(w, row, b, p, q), w.integers(0), keepdims=0)
+
+
+def _tile(w: Writer, v: ir.Value, p: int, q: int) -> ir.Value:
+    column = w.emit("Reshape", v, w.integers(1, -1, 1))
+    return w.emit("Reshape", w.emit("Tile", column, w.integers(p, 1, q)), w.integers(-1))
+
+
+def _max_pool(w: Writer, x: ir.Value, window: str) -> ir.Value:
+    g = Window.parse(window)
+    return w.emit("MaxPool", x, kernel_shape=g.kernel, strides=g.strides, pads=g.pads, dilations=g.dilations)
 
 
 def _conv(w: Writer, x: ir.Value, k: ir.Value, b: ir.Value | None, window: str) -> ir.Value:
@@ -201,6 +251,17 @@ EMIT: dict[str, Emitter] = {
     "scalar": _scalar,
     "shift": lambda w, x, c: w.emit("Add", x, c),
     "product": lambda w, x, y: w.emit("MatMul", x, y),
+    "slice": lambda w, x, axis, i, j: w.emit("Slice", x, w.integers(i), w.integers(j), w.integers(axis)),
+    "pick": lambda w, e, i: w.emit("Gather", e, i),
+    "rows": lambda w, x, g: w.emit("Mul", x, g),
+    "divide": lambda w, c, d: w.emit("Div", c, d),
+    "sign": lambda w, c: w.emit("Sign", c),
+    "tile": _tile,
+    "transposed": lambda w, a: w.emit("Transpose", a, perm=[1, 0]),
+    "block_compose": _block_compose,
+    "block_sum": _block_sum,
+    "flat_kernel": lambda w, k: w.emit("Transpose", w.emit("Flatten", k, axis=1), perm=[1, 0]),
+    "max_pool": _max_pool,
     "cat": lambda w, x, y, axis: w.emit("Concat", x, y, axis=axis),
     "conv": _conv,
     "mean_pool": _mean_pool,
@@ -230,6 +291,7 @@ def decode(graph: ir.Graph, encoding: Encoding, model: Mapping[int, int], select
 class _Decoder:
     def __init__(self, graph: ir.Graph, encoding: Encoding, model: Mapping[int, int], selected: Mapping[int, Selected]) -> None:
         self.old, self.encoding, self.model, self.selected = graph, encoding, model, selected
+        self.lengths = {model[i]: s[-1] for i, s in enumerate(encoding.shapes) if s and isinstance(s[-1], int)}
         reserved = {v.name or "" for v in (*graph.inputs, *graph.outputs, *graph.initializers.values())}
         self.w = Writer(reserved | {v.name or "" for v in encoding.index} | {n.name or "" for n in graph})
         self.origin: dict[int, ir.Value] = {}
@@ -295,19 +357,53 @@ class _Decoder:
         first = len(self.w.nodes)
         if s.op == "op":
             value = self._opaque(cls, s, origin)
-        elif s.op == "map":
+        elif s.op in ("map", "rowmap"):
             inner = self.made[s.arguments[1]]
             assert inner is not None
             value = self.w.again(self.encoding.maps[s.arguments[0]], [inner], self._node_name(origin))[0]
         elif s.op == "move":
-            inputs = [self.made[a] for a in s.arguments[1:]]
-            value = self.w.again(self.encoding.maps[s.arguments[0]], inputs, self._node_name(origin))[0]  # type: ignore[arg-type]
+            value = self._move(s, origin)
+        elif s.op == "norm":
+            value = self._norm(s)
+        elif s.op in ("add", "mul"):
+            value = EMIT[s.op](self.w, *self._broadcast(s))
         else:
             value = EMIT[s.op](self.w, *(self.made[a] if k else a for a, k in _typed(s)))
         fresh = len(self.w.nodes) > first or s.op == "op"
         if origin is not None and fresh and value is not None and value.producer() is not None:
             self._adopt(value, origin)
         return value
+
+    def _move(self, s: Selected, origin: ir.Value | None) -> ir.Value:
+        """As the model wrote it, where it did; a move in general otherwise."""
+        inner = self.made[s.arguments[1]]
+        assert inner is not None
+        producer = origin.producer() if origin is not None else None
+        text, emission = self.encoding.moves.get(producer, ("", None)) if producer is not None else ("", None)
+        if emission is not None and text == s.arguments[0] and not s.rule:
+            return self.w.again(emission, [inner], self._node_name(origin))[0]
+        return _move(self.w, inner, s.arguments[0])
+
+    def _norm(self, s: Selected) -> ir.Value:
+        kind, x, e = s.arguments
+        value, epsilon = self.made[x], self.made[e]
+        assert value is not None and epsilon is not None
+        chosen = self.selected[e]
+        known = self.encoding.emissions[chosen.arguments[0]].inputs[0] if chosen.op == "op" and len(chosen.arguments) == 1 else None
+        return _norm(self.w, kind, value, self.w.constant(known) if isinstance(known, np.ndarray) else epsilon, self.lengths.get(x))
+
+    def _broadcast(self, s: Selected) -> list[ir.Value]:
+        """The operands of a sum or a product: one that is only repeated to the other's shape is left to ONNX to repeat."""
+        values = [self.made[a] for a in s.arguments]
+        for k, argument in enumerate(s.arguments):
+            chosen = self.selected[argument]
+            move = Move.parse(chosen.arguments[0]) if chosen.op == "move" else None
+            bare = move.unrepeated() if move is not None else None
+            inner = self.made[chosen.arguments[1]] if bare is not None else None
+            if bare is not None and inner is not None:
+                values[k] = _move(self.w, inner, str(bare))
+                break
+        return [v for v in values if v is not None]
 
     def _opaque(self, cls: int, s: Selected, origin: ir.Value | None) -> ir.Value | None:
         signature, *inputs = s.arguments

@@ -7,6 +7,10 @@ that ``x·A + x·B·C`` is seen to be a sum of two tensors of one shape whatever
 Sums are put in order here, once, because associativity inside the e-graph explodes: summands that are affine in the same tensor
 stand next to each other.
 
+Where an operator of ONNX does more than one of the algebra (a LayerNormalization is a norm, a scale and a bias; a Split is several
+slices), the term is opaque and its form in the algebra is put into the same class: the operator itself is written again unless a law
+found something cheaper.
+
 A shape that begins with a name ``*...`` is one of unknown rank whose last dimensions are known: what comes out of a product with a
 constant matrix after an operator that nobody knows.
 """
@@ -23,7 +27,9 @@ import numpy as np
 import onnx_ir as ir
 
 from rewriter.edit import dims, is_op, tensor
-from rewriter.terms import MINUS_ONE, table_facts
+from rewriter.functions import DOMAIN
+from rewriter.move import Move, expand, reshape, transpose
+from rewriter.terms import MINUS_ONE, covering, homogeneous, monotone, swap_move, table_facts
 from rewriter.window import Window
 
 Shape = tuple[int | str, ...]
@@ -63,6 +69,9 @@ class Encoding:
     leaves: dict[int, ir.Value] = field(default_factory=dict)
     emissions: dict[str, Emission] = field(default_factory=dict)
     maps: dict[str, Emission] = field(default_factory=dict)
+    """Of ``map`` and ``rowmap``, by the function's name."""
+    moves: dict[ir.Node, tuple[str, Emission]] = field(default_factory=dict)
+    """How the model itself wrote each of its moves."""
     index: dict[ir.Value, int] = field(default_factory=dict)
     value_facts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Initialiser name to the facts read off its values: a law may rest on them, so other weights need another search."""
@@ -91,6 +100,7 @@ class _Encoder:
         self.constant: list[bool] = []
         self.packed: list[bool] = []
         self.windows: set[str] = set()
+        self.moves: set[str] = set()
         self.minus_one: int | None = None
 
     # Terms
@@ -110,16 +120,22 @@ class _Encoder:
             out.lines.append(f"(dense (node {i}))")
         if head == "add":  # sums commute there and back, which would claim the model's own sum as the rule's work
             out.lines.append(f'(set (tag_add {" ".join(map(str, arguments))}) "")')
+        if shape and isinstance(shape[-1], int):
+            out.lines.append(f"(last (node {i}) {shape[-1]})")
         if value is not None:
             out.index[value] = i
         return i
+
+    def also(self, i: int, head: str, *arguments: Any) -> None:
+        """Term ``i`` is equal to this form of it. Arguments may be forms themselves, as text in parentheses."""
+        self.out.lines.append(f"(union (node {i}) {self._text(head, arguments)})")
 
     @staticmethod
     def _text(head: str, arguments: Sequence[Any]) -> str:
         if head == "op":
             inner = f"(vec-of {' '.join(map(str, arguments[1:]))})" if len(arguments) > 1 else "(vec-empty)"
             return f"(op {_quote(arguments[0])} {inner})"
-        written = [str(a) if isinstance(a, T) else _quote(a) if isinstance(a, str) else str(a) for a in arguments]
+        written = [str(a) if isinstance(a, (T, Form)) else _quote(a) if isinstance(a, str) else str(a) for a in arguments]
         return f"({' '.join([head, *written])})"
 
     def of(self, value: ir.Value) -> int:
@@ -171,11 +187,15 @@ class _Encoder:
         handler = getattr(self, f"on_{node.op_type.lower()}", None) if node.domain == "" else None
         if is_op(node, *ELEMENTWISE) and len(inputs) == 1:
             handler = self._elementwise
-        elif is_op(node, "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"):
+        elif is_op(node, "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Expand"):
             handler = self._move
-        if handler and not all(self.constant[i] for i in inputs) and self._float(node) and handler(node, inputs):
+        algebraic = not all(self.constant[i] for i in inputs) and self._float(node)
+        if handler and algebraic and handler(node, inputs):
             return
         self._opaque(node, inputs)
+        form = getattr(self, f"also_{node.op_type.lower()}", None) if node.domain in ("", DOMAIN) else None
+        if form and not all(self.constant[i] for i in inputs) and node.outputs[0].dtype in FLOATS:
+            form(node, inputs)
 
     def _float(self, node: ir.Node) -> bool:
         # The operators of the algebra have one type throughout: a weight tells it where the inference does not.
@@ -210,7 +230,9 @@ class _Encoder:
             return self.shape(inputs[0]) or found
         return found
 
-    def constant_op(self, op_type: str, inputs: list[int | np.ndarray], shape: Shape | None, **attributes: Any) -> T:
+    def constant_op(
+        self, op_type: str, inputs: list[int | np.ndarray], shape: Shape | None, *, dtype: ir.DataType | None = None, **attributes: Any
+    ) -> T:
         """A weights-only operator that the encoder needs, ``inputs`` being terms and arrays."""
         terms = [i for i in inputs if isinstance(i, int)]
         places = iter(range(len(terms)))
@@ -218,7 +240,7 @@ class _Encoder:
         emission = Emission(op_type, "", attrs, tuple(next(places) if isinstance(i, int) else i for i in inputs))
         signature = _signature(emission)
         self.out.emissions[signature] = emission
-        dtype = self.out.dtypes[terms[0]]
+        dtype = dtype or self.out.dtypes[terms[0]]
         return T(self.add("op", [signature, *map(T, terms)], None, shape, dtype, True))
 
     def _spread(self, c: int, x: int) -> tuple[str, int, T] | None:
@@ -259,12 +281,24 @@ class _Encoder:
             left = (f"*{x}", "?")
         if left is None or right is None or len(left) < 2 or len(right) < 2:
             return False
-        if not self.constant[a] and not self.constant[x]:
-            return self._put("product", [T(x), T(a)], node, self._shape(node.outputs[0]))
         if not self.constant[a] or len(right) != 2:
-            return False
+            done = self._put("product", [T(x), T(a)], node, self._shape(node.outputs[0]))
+            if self.constant[x] and len(left) == 2:
+                self._swaps(a, right)
+            return done
         none = self.add("zero_row", [T(a)], None, right[1:], self.out.dtypes[a], True)
         return self._put("linear", [T(x), T(a), T(none)], node, (*left[:-1], right[1]))
+
+    def _swaps(self, x: int, right: Shape) -> None:
+        """A constant matrix on the left is a linear map of the columns: the move that makes them rows, and rows columns again."""
+        swap = swap_move(right).anywhere()
+        if not str(right[0]).startswith("*") and swap is not None and 1 not in right[-2:]:
+            self.out.lines.append(f"(swaps (node {x}) {_quote(self.moved(swap))})")
+
+    def moved(self, move: Move) -> str:
+        """The name of a move, which tables will know."""
+        self.moves.add(str(move))
+        return str(move)
 
     def on_add(self, node: ir.Node, inputs: list[int]) -> bool:
         pair = self._pair(inputs)
@@ -347,19 +381,32 @@ class _Encoder:
         return self._put("scalar", [T(inputs[0]), self.negated()], node, self.shape(inputs[0]))
 
     def _move(self, node: ir.Node, inputs: list[int]) -> bool:
-        if not all(self.constant[i] for i in inputs[1:]) or len(inputs) > 2:
+        shape = self.shape(inputs[0])
+        operand = tensor(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] is not None else None
+        if shape is None or len(inputs) > 2 or (len(inputs) == 2 and operand is None) or (shape and str(shape[0]).startswith("*")):
             return False
-        emission = Emission(node.op_type, "", tuple(node.attributes.values()), tuple(range(len(inputs))), version=node.version)
-        name = _signature(emission)
-        self.out.maps[name] = emission
-        operand = T(inputs[1]) if len(inputs) == 2 else self.negated()
-        return self._put("move", [name, T(inputs[0]), operand], node, self._shape(node.outputs[0]))
+        move, after = _move_of(node, shape, None if operand is None else operand.numpy(), self._shape(node.outputs[0]))
+        if move is None:
+            return False
+        literals: tuple[int | np.ndarray, ...] = (0,) if operand is None else (0, operand.numpy())
+        self.out.moves[node] = str(move), Emission(node.op_type, "", tuple(node.attributes.values()), literals, version=node.version)
+        return self._put("move", [self.moved(move), T(inputs[0])], node, after)
 
     def _elementwise(self, node: ir.Node, inputs: list[int]) -> bool:
+        return self._put("map", [self._function(node), T(inputs[0])], node, self.shape(inputs[0]) or self._shape(node.outputs[0]))
+
+    def _function(self, node: ir.Node) -> str:
         emission = Emission(node.op_type, "", tuple(node.attributes.values()), (0,), version=node.version)
         name = _signature(emission)
         self.out.maps[name] = emission
-        return self._put("map", [name, T(inputs[0])], node, self.shape(inputs[0]) or self._shape(node.outputs[0]))
+        return name
+
+    def on_softmax(self, node: ir.Node, inputs: list[int]) -> bool:
+        shape = self.shape(inputs[0])
+        axis = node.attributes.get_int("axis", -1)
+        if shape is None or axis not in (-1, len(shape) - 1):
+            return False
+        return self._put("rowmap", [self._function(node), T(inputs[0])], node, shape)
 
     def on_conv(self, node: ir.Node, inputs: list[int]) -> bool:
         if not all(self.constant[i] for i in inputs[1:]):
@@ -373,6 +420,10 @@ class _Encoder:
         shape = _image_shape(window, image) or self._shape(node.outputs[0])
         if len(inputs) == 2:
             inputs.append(self.add("zero_outputs", [T(inputs[1])], None, (window.outputs,), self.out.dtypes[inputs[1]], True))
+        covered = covering(image, str(window))
+        if covered is not None:
+            names = " ".join(_quote(self.moved(Move.parse(m))) for m in covered)
+            self.out.lines.append(f"(covers (node {inputs[0]}) {_quote(str(window))} {names})")
         return self._put("conv", [*map(T, inputs), str(window)], node, shape)
 
     def on_averagepool(self, node: ir.Node, inputs: list[int]) -> bool:
@@ -383,6 +434,111 @@ class _Encoder:
         image = self.shape(inputs[0])
         assert image is not None
         return self._put("mean_pool", [T(inputs[0]), str(window)], node, _image_shape(window, image) or self._shape(node.outputs[0]))
+
+    # Operators that are several of the algebra's: forms beside the opaque term
+
+    def also_layernormalization(self, node: ir.Node, inputs: list[int]) -> None:
+        shape = self.shape(inputs[0])
+        if shape and node.attributes.get_int("axis", -1) in (-1, len(shape) - 1) and len(node.outputs) == 1:
+            self._norm("layer", node, inputs, shape)
+
+    def also_rmsnorm(self, node: ir.Node, inputs: list[int]) -> None:
+        shape = self.shape(inputs[0])
+        if shape:
+            self._norm("rms", node, inputs, shape)
+
+    def _norm(self, kind: str, node: ir.Node, inputs: list[int], shape: Shape) -> None:
+        """A norm, its scale and its bias."""
+        if not isinstance(shape[-1], int) or not all(self.constant[i] and self.shape(i) == shape[-1:] for i in inputs[1:]):
+            return
+        epsilon = np.array(node.attributes.get_float("epsilon", 1e-5), np.float32)
+        e = self.constant_op("Identity", [epsilon], (), dtype=ir.DataType.FLOAT)
+        made = self.out.index[node.outputs[0]]
+        scaled = [Form(self._text("norm", [kind, T(inputs[0]), e])), T(inputs[1]), -1]
+        if len(inputs) == 3:
+            self.also(made, "bias", Form(self._text("scale", scaled)), T(inputs[2]), -1)
+        else:
+            self.also(made, "scale", *scaled)
+
+    def also_gather(self, node: ir.Node, inputs: list[int]) -> None:
+        """Rows of a constant table."""
+        table, index = inputs
+        if self.constant[table] and not self.constant[index] and node.attributes.get_int("axis", 0) == 0 and len(self.shape(table) or ()) >= 2:
+            self.also(self.out.index[node.outputs[0]], "pick", T(table), T(index))
+
+    def also_slice(self, node: ir.Node, inputs: list[int]) -> None:
+        cut = _slice_of(node, self.shape(inputs[0]), [tensor(v) if v is not None else None for v in node.inputs[1:]])
+        if cut is not None:
+            self.also(self.out.index[node.outputs[0]], "slice", T(inputs[0]), *cut)
+
+    def also_split(self, node: ir.Node, inputs: list[int]) -> None:
+        shape = self.shape(inputs[0])
+        pieces = [self.shape(self.out.index[v]) for v in node.outputs]
+        axis = node.attributes.get_int("axis", 0)
+        if shape is None or any(p is None or not isinstance(p[axis], int) for p in pieces):
+            return
+        at, axis = 0, axis if axis < 0 else axis - len(shape)
+        for value, piece in zip(node.outputs, pieces, strict=True):
+            assert piece is not None
+            length = int(piece[axis])
+            self.also(self.out.index[value], "slice", T(inputs[0]), axis, at, at + length)
+            at += length
+
+    def also_concat(self, node: ir.Node, inputs: list[int]) -> None:
+        shape = self.shape(inputs[0])
+        if shape is None or len(inputs) < 2:
+            return
+        axis = node.attributes.get_int("axis", 0)
+        axis = axis if axis < 0 else axis - len(shape)
+        form: T | Form = T(inputs[0])
+        for i in inputs[1:-1]:
+            form = Form(self._text("cat", [form, T(i), axis]))
+        self.also(self.out.index[node.outputs[0]], "cat", form, T(inputs[-1]), axis)
+
+    def also_maxpool(self, node: ir.Node, inputs: list[int]) -> None:
+        window = _max_window(node, self.shape(inputs[0]))
+        if window is not None and len(node.outputs) == 1:
+            self.windows.add(str(window))
+            self.also(self.out.index[node.outputs[0]], "max_pool", T(inputs[0]), str(window))
+
+    def also_add(self, node: ir.Node, inputs: list[int]) -> None:
+        self._broadcast("add", node, inputs)
+
+    def also_mul(self, node: ir.Node, inputs: list[int]) -> None:
+        self._broadcast("mul", node, inputs)
+        for x, g in (inputs, inputs[::-1]):
+            if not self.constant[g] and self._numbers_for_rows(x, g):
+                self.also(self.out.index[node.outputs[0]], "rows", T(x), T(g))
+                return
+
+    def also_div(self, node: ir.Node, inputs: list[int]) -> None:
+        x, g = inputs
+        if self.constant[g] or self.constant[x]:
+            return
+        emission = Emission("Reciprocal", "", (), (0,))
+        name = _signature(emission)
+        self.out.maps[name] = emission
+        inverse = Form(self._text("map", [name, T(g)]))
+        if self._numbers_for_rows(x, g):
+            self.also(self.out.index[node.outputs[0]], "rows", T(x), inverse)
+
+    def _numbers_for_rows(self, x: int, g: int) -> bool:
+        """Is g a number for each vector along the last axis of x?"""
+        large, small = self.shape(x), self.shape(g)
+        return bool(large) and bool(small) and small[:-1] == large[:-1] and small[-1] == 1 and large[-1] != 1  # type: ignore[index]
+
+    def _broadcast(self, head: str, node: ir.Node, inputs: list[int]) -> None:
+        """One operand repeated to the shape of the other; or a constant of the result's own shape."""
+        out = self._shape(node.outputs[0])
+        if out is None or any(self.shape(i) is None for i in inputs):
+            return
+        if all(self.shape(i) == out for i in inputs):
+            self.also(self.out.index[node.outputs[0]], head, *map(T, inputs))
+            return
+        x, y = inputs if self.shape(inputs[0]) == out else inputs[::-1]
+        repeated = expand(self.shape(y) or (), out)
+        if self.shape(x) == out and repeated is not None and not self.constant[y]:
+            self.also(self.out.index[node.outputs[0]], head, T(x), Form(self._text("move", [self.moved(repeated), T(y)])))
 
     # Sums
 
@@ -442,7 +598,10 @@ class _Encoder:
         return i
 
     def finish(self) -> None:
-        for name, *values in table_facts(self.windows):
+        self.out.lines.append('(centres "layer")')
+        for function in self.out.maps:
+            self.out.lines += [f"({fact} {_quote(function)})" for fact, holds in (("monotone", monotone), ("homogeneous", homogeneous)) if holds(function)]
+        for name, *values in table_facts(self.windows, self.moves):
             self.out.lines.append(f"({name} {' '.join(_quote(v) if isinstance(v, str) else str(v) for v in values)})")
 
 
@@ -452,6 +611,16 @@ UNPACKING = ("Cast{", "DequantizeLinear{", "ConstantOfShape{", "Expand{", "Tile{
 def _unpacks(head: str, arguments: Sequence[Any]) -> bool:
     """Does this operator on weights make large tensors of small ones?"""
     return head == "op" and str(arguments[0]).startswith(UNPACKING)
+
+
+@dataclass(frozen=True)
+class Form:
+    """A term that is no value of the model, written out."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
 
 
 @dataclass(frozen=True)
@@ -500,15 +669,23 @@ def _digest(array: Any) -> str:
     return f"{data.dtype}{list(data.shape)}{hashlib.blake2b(data.tobytes(), digest_size=12).hexdigest()}"
 
 
+VECTOR = 1 << 16
+"""Elements up to which the signs of a weight are looked at: laws ask for those of scales, which are vectors."""
+
+
 def _value_facts(weight: ir.TensorProtocol) -> tuple[str, ...]:
-    """Which of zero and one hold of every element. Infinities and NaN are neither."""
+    """What holds of every element: zero or one; and of vectors and numbers their signs. Infinities and NaN are nothing."""
     if weight.dtype not in FLOATS or weight.size == 0:
         return ()
     array = weight.numpy()
     first = array.flat[0]
-    if first not in (0, 1) or not bool(np.all(array == first)):
+    if first in (0, 1) and bool(np.all(array == first)):
+        return ("zero",) if first == 0 else ("one", "positive", "nonzero")
+    if array.size > VECTOR or len(array.shape) > 1 or not bool(np.all(np.isfinite(array.astype(np.float64)))):
         return ()
-    return ("zero",) if first == 0 else ("one",)
+    if bool(np.all(array > 0)):
+        return ("positive", "nonzero")
+    return ("nonzero",) if bool(np.all(array != 0)) else ()
 
 
 def subgraphs(node: ir.Node) -> Iterable[ir.Graph]:
@@ -555,6 +732,59 @@ def _pool_window(node: ir.Node, image: Shape | None) -> Window | None:
         return None
     dtype = node.outputs[0].dtype
     return Window(image[1], image[1], kernel, *geometry, image[1], dtype.numpy().name if dtype else "float32")
+
+
+def _max_window(node: ir.Node, image: Shape | None) -> Window | None:
+    if image is None or len(image) < 3 or not isinstance(image[1], int) or node.attributes.get_int("ceil_mode", 0) == 1:
+        return None
+    kernel = tuple(node.attributes.get_ints("kernel_shape", ()))
+    geometry = _geometry(node, kernel, image)
+    if geometry is None:
+        return None
+    dtype = node.outputs[0].dtype
+    return Window(image[1], image[1], kernel, *geometry, image[1], dtype.numpy().name if dtype else "float32")
+
+
+def _move_of(node: ir.Node, shape: Shape, operand: Any, out: Shape | None) -> tuple[Move | None, Shape | None]:
+    """The move of a node that rearranges, and its result's shape."""
+    n = len(shape)
+    if node.op_type == "Transpose":
+        perm = tuple(node.attributes.get_ints("perm", tuple(reversed(range(n)))))
+        return transpose(shape, perm), tuple(shape[p] for p in perm)
+    if node.op_type == "Expand":
+        return (None, out) if out is None else (expand(shape, out), out)
+    wanted: Shape
+    if node.op_type == "Reshape":
+        if node.attributes.get_int("allowzero", 0) and 0 in operand:
+            return None, out
+        if any(d == 0 and k >= n for k, d in enumerate(operand)):
+            return None, out
+        wanted = tuple(shape[k] if d == 0 else int(d) for k, d in enumerate(operand))
+    elif out is not None:
+        wanted = out
+    elif node.op_type == "Squeeze" and operand is not None:
+        gone = {int(a) % n for a in operand}
+        wanted = tuple(d for k, d in enumerate(shape) if k not in gone)
+    else:
+        return None, out
+    move = reshape(shape, wanted)
+    return move, out if out is not None or -1 in wanted else wanted
+
+
+def _slice_of(node: ir.Node, shape: Shape | None, operands: Sequence[ir.TensorProtocol | None]) -> tuple[int, int, int] | None:
+    """(axis from the end, begin, end) of a Slice of one axis by steps of 1."""
+    if shape is None or len(operands) < 2 or any(t is None for t in operands):
+        return None
+    begins, ends, *rest = (t.numpy().ravel().tolist() for t in operands if t is not None)
+    axes = rest[0] if rest else [0]
+    if len(begins) != 1 or len(axes) != 1 or (len(rest) > 1 and rest[1] != [1]):
+        return None
+    axis = axes[0] if axes[0] < 0 else axes[0] - len(shape)
+    length = shape[axis]
+    if not isinstance(length, int):
+        return None
+    begin, end, _ = slice(begins[0], ends[0]).indices(length)
+    return (axis, begin, end) if begin < end else None
 
 
 def _geometry(node: ir.Node, kernel: tuple[int, ...], image: Shape) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rewriter.terms import EGG_SORT, FACTS, MINUS_ONE, OPERATORS, TABLES, Arrays, Patterns, Term
+from rewriter.terms import COMPARISONS, EGG_SORT, FACTS, MINUS_ONE, OPERATORS, TABLES, Arrays, Patterns, Term
 
-KIND = {"int": "i", "window": "s", "map": "s", "move": "s", "text": "s"}
+KIND = {"int": "i", "window": "s", "map": "s", "rowmap": "s", "move": "s", "text": "s"}
 """What follows a colon in a rule's variables, when it is not a tensor's shape in letters."""
 
 Condition = tuple[str, tuple[str, ...]]
@@ -60,18 +60,14 @@ class Rule:
         return self.sides(Patterns(), *self.variables)
 
     def bind(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Condition]]:
-        """All variables, tables having bound the derived ones, and the ``given`` conditions that fail."""
+        """All variables, tables having bound the derived ones, and the conditions that fail (of ``when`` those that should have bound)."""
         bound, failing = dict(values), []
-        for condition in self.given:
-            name, arguments = condition
-            if name in TABLES and all(a in bound for a in arguments[: TABLES[name].inputs]):
-                outputs = TABLES[name].of(*(bound[a] for a in arguments[: TABLES[name].inputs]))
-                places = arguments[TABLES[name].inputs :]
-                if outputs is not None and all(bound.get(a, o) == o for a, o in zip(places, outputs, strict=True)):
-                    bound.update(zip(places, outputs, strict=True))
-                    continue
-                failing.append(condition)
-            elif name in TABLES or not condition_holds(condition, bound):
+        for condition in (*self.when, *self.given):
+            if binds(condition):
+                held = _bind(condition, bound)
+            else:
+                held = condition not in self.given or condition_holds(condition, bound)
+            if not held and (condition in self.given or binds(condition)):
                 failing.append(condition)
         return bound, failing
 
@@ -154,16 +150,45 @@ def rule(
 def conditions(written: str) -> Iterator[Condition]:
     """``"const(A) joins(a,b,c,p,q)"`` -> ("const", ("A",)), ("joins", ("a", "b", "c", "p", "q"))."""
     for name, arguments in re.findall(r"(\w+)\(([^)]*)\)", written):
-        if name not in FACTS and name not in TABLES and name != "same":
+        if name not in FACTS and name not in TABLES and name not in COMPARISONS and name != "same":
             raise ValueError(f"unknown condition {name!r}")
         yield name, tuple(a.strip() for a in arguments.split(","))
 
 
+def binds(condition: Condition) -> bool:
+    """Does it give values to variables that are not in the left side?"""
+    name, _ = condition
+    return name in TABLES or (name in FACTS and FACTS[name].of is not None)
+
+
+def _bind(condition: Condition, bound: dict[str, Any]) -> bool:
+    """Does a row of the table agree with what is bound? If so, the rest of the row is bound too."""
+    name, arguments = condition
+    inputs = len(TABLES[name].inputs) if name in TABLES else FACTS[name].inputs
+    if any(a not in bound for a in arguments[:inputs]):
+        return False
+    given = [bound[a] for a in arguments[:inputs]]
+    if name in TABLES:
+        rows = TABLES[name].rows(*given)
+    else:
+        of = FACTS[name].of
+        row = of(*given) if of is not None else None
+        rows = [] if row is None else [row]
+    for row in rows:
+        places = list(zip(arguments[inputs:], row, strict=True))
+        if all(bound.get(a, o) == o for a, o in places):
+            bound.update(places)
+            return True
+    return False
+
+
 def condition_holds(condition: Condition, values: Mapping[str, Any]) -> bool:
-    """Of a fact: its meaning on arrays. Of ``same``: equality."""
+    """Of a fact: its meaning on arrays. Of ``same``: equality. Of two numbers: how they compare."""
     name, arguments = condition
     if name == "same":
         return bool(values[arguments[0]] == values[arguments[1]])
+    if name in COMPARISONS:
+        return all(a in values for a in arguments) and COMPARISONS[name][1](*(values[a] for a in arguments))
     holds = FACTS[name].holds
     return holds is None or holds(*(values[a] for a in arguments))
 
@@ -185,7 +210,8 @@ def text(term: Term) -> str:
 
 def _fact(condition: Condition) -> str:
     name, arguments = condition
-    return f"(= {' '.join(arguments)})" if name == "same" else f"({name} {' '.join(arguments)})"
+    written = "=" if name == "same" else COMPARISONS[name][0] if name in COMPARISONS else name
+    return f"({written} {' '.join(arguments)})"
 
 
 def _action(term: Term, built: list[str], name: str) -> str:

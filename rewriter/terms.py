@@ -10,9 +10,15 @@ A model becomes a term in a small language in which broadcasting is explicit, so
     scalar(x, c)        x times the number c
     shift(x, c)         x plus the number c
     map(f, x)           an element-wise function, named by its ONNX operator and attributes
-    move(f, x, c)       x with its elements in other places (Reshape, Transpose, ...); c: the operator's constant operand, if any
-    product(x, y)       matmul of two run-time tensors
+    rowmap(f, x)        a function of each vector along the last axis (Softmax)
+    norm(k, x, e)       each vector along the last axis over the root of its mean square plus e; k "layer": its mean taken away first
+    move(m, x)          x with its elements in other places, some repeated (``rewriter.move``)
+    slice(x, a, i, j)   elements i to j, exclusive, along axis a
     cat(x, y, a)        concatenation of two tensors
+    pick(E, i)          rows of a table E by index
+    rows(x, g)          x times g, whose last axis has length 1: a number for each vector of x
+    product(x, y)       matmul of two tensors, leading axes broadcast
+    max_pool(x, w)      the greatest element under each window
     rest                operators on weights that laws introduce: see ``OPERATORS``
     op(signature, ...)  everything else: opaque, equal only to itself
 
@@ -25,14 +31,16 @@ fractions), and as ONNX nodes (``rewriter.decode``). A law is written once again
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterable, Sequence, Set
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from rewriter.move import Move, reshape, transpose
+from rewriter.move import compose as compose_moves
 from rewriter.window import Widening, Window, compose, depthwise_identity, join
 
 Term: TypeAlias = Any
@@ -61,11 +69,24 @@ OPERATORS: dict[str, Operator] = {
         Operator("scalar", "tt"),
         Operator("shift", "tt"),
         Operator("map", "st"),
-        Operator("move", "stt"),
-        Operator("product", "tt"),
+        Operator("rowmap", "st"),
+        Operator("norm", "stt"),
+        Operator("move", "st"),
+        Operator("slice", "tiii"),
         Operator("cat", "tti"),
+        Operator("pick", "tt"),
+        Operator("rows", "tt"),
+        Operator("product", "tt"),
         Operator("mean_pool", "ts"),
+        Operator("max_pool", "ts"),
         Operator("matmul", "tt", True),
+        Operator("divide", "tt", True),
+        Operator("sign", "t", True),
+        Operator("tile", "tii", True),
+        Operator("transposed", "t", True),
+        Operator("block_compose", "ttii", True),
+        Operator("block_sum", "ttii", True),
+        Operator("flat_kernel", "t", True),
         Operator("kernel_scale_inputs", "tts", True),
         Operator("kernel_sum_inputs", "tts", True),
         Operator("kernel_widen", "ts", True),
@@ -88,11 +109,16 @@ MINUS_ONE = "minus_one"
 
 @dataclass(frozen=True)
 class Fact:
-    """A relation between terms and attributes. ``holds`` is its meaning on arrays (None: decided by structure alone)."""
+    """A relation between terms and attributes. ``holds`` is its meaning on arrays (None: decided by structure alone).
+
+    One with ``of`` binds what follows its first ``inputs`` arguments, as a table does, but of a term and not of its attributes.
+    """
 
     name: str
     kinds: str
     holds: Callable[..., bool] | None = None
+    inputs: int = 0
+    of: Callable[..., tuple[Any, ...] | None] | None = None
 
 
 def _zero(x: np.ndarray) -> bool:
@@ -101,6 +127,45 @@ def _zero(x: np.ndarray) -> bool:
 
 def _one(x: np.ndarray) -> bool:
     return bool(np.all(x == 1))
+
+
+def _nonzero(x: np.ndarray) -> bool:
+    return bool(np.all(np.asarray(x) != 0))
+
+
+def _positive(x: np.ndarray) -> bool:
+    return bool(np.all(np.asarray(x) > 0))
+
+
+MONOTONE = {"Relu", "Sigmoid", "Tanh", "Exp", "LeakyRelu", "Ceil", "Floor", "Round", "HardSigmoid", "Softplus", "Softsign", "Elu", "Selu", "Celu",
+            "Erf", "Sign", "Atan", "Sinh"}  # fmt: skip
+"""Never decreasing, with the standard's default attributes."""
+HOMOGENEOUS = {"Relu", "LeakyRelu", "Abs", "Neg"}
+"""f(c x) = c f(x) for every c > 0."""
+
+
+def _default(f: str, names: Set[str]) -> bool:
+    """Is the function one of these, without attributes that could change what it is? A model's maps are ``Relu{}1``, a test's ``Relu``."""
+    name, _, rest = f.partition("{")
+    return name in names and (not rest or rest.startswith("}") or name == "LeakyRelu" and "alpha=-" not in rest)
+
+
+def monotone(f: str) -> bool:
+    return _default(f, MONOTONE)
+
+
+def homogeneous(f: str) -> bool:
+    return _default(f, HOMOGENEOUS)
+
+
+def swap_of(x: np.ndarray) -> tuple[str] | None:
+    """The move that exchanges the last two axes of a tensor, whatever their lengths."""
+    return (str(swap_move(x.shape).anywhere()),) if x.ndim >= 2 else None
+
+
+def swap_move(shape: Sequence[int | str]) -> Move:
+    n = len(shape)
+    return transpose(shape, (*range(n - 2), n - 1, n - 2))
 
 
 # Facts that are derived in the e-graph, or read off the weights when a model is encoded.
@@ -112,10 +177,24 @@ FACTS: dict[str, Fact] = {
         Fact("live", "t"),
         Fact("zero", "t", _zero),
         Fact("one", "t", _one),
+        Fact("nonzero", "t", _nonzero),
+        Fact("positive", "t", _positive),
+        Fact("monotone", "s", monotone),
+        Fact("homogeneous", "s", homogeneous),
+        # A norm that takes the mean away.
+        Fact("centres", "s", lambda k: bool(k == "layer")),
+        # The length of the last axis; of a two-dimensional weight also that of the first.
+        Fact("last", "ti", None, 1, lambda x: (x.shape[-1],) if x.ndim else None),
+        # The move that exchanges the last two axes of a tensor that a constant matrix multiplies from the left.
+        Fact("swaps", "ts", None, 1, swap_of),
+        # A convolution's window covers its whole image, which the first move makes one axis; the second restores the spatial axes.
+        Fact("covers", "tsss", None, 2, lambda x, w: covering(x.shape, w)),
         # The model does not store this weight in a smaller form.
         Fact("dense", "t"),
         # A number times x costs nothing: a linear map with dense weights makes x, with data movement after it at most.
         Fact("absorbs", "t"),
+        # A linear map, or a constant, with data movement after it at most: what a linear map after it may join.
+        Fact("joinable", "t"),
         # A law that builds no term made something in this class equal to a part of itself.
         Fact("erased", "ts"),
         # u is an affine map of x; y is x times a constant.
@@ -127,6 +206,18 @@ FACTS: dict[str, Fact] = {
         Fact("siblings", "tt"),
     )
 }
+COMPARISONS: dict[str, tuple[str, Callable[[int, int], bool]]] = {"at_most": ("<=", lambda a, b: a <= b)}
+"""Conditions on two numbers: how egglog writes them, and what they mean."""
+
+
+def covering(shape: Sequence[int | str], w: str) -> tuple[str, str] | None:
+    """Moves [n, c, *image] -> [n, c * image] and [n, o] -> [n, o, 1, ...] for a window that is as large as the image, unpadded."""
+    window = Window.parse(w)
+    if window.padded or window.group != 1 or tuple(shape[2:]) != window.kernel or any(d != 1 for d in window.dilations):
+        return None
+    flat = reshape(shape, (shape[0], -1))
+    back = reshape((shape[0], "outputs"), (shape[0], "outputs", *(1,) * window.rank))
+    return None if flat is None or back is None else (str(flat), str(back))
 
 
 def _windows_unpadded(w: str) -> bool:
@@ -152,31 +243,72 @@ def _channels(a: str) -> tuple[int]:
     return (Window.parse(a).channel_axis,)
 
 
+def _pointwise(m: str, w: str) -> tuple[()] | None:
+    """The last axis becomes the channels of an image that a plain pointwise convolution reads."""
+    move, window = Move.parse(m), Window.parse(w)
+    plain = window.pointwise and window.group == 1 and all(s == 1 for s in window.strides)
+    return () if plain and len(move.target) == window.rank + 2 and move.last_goes_to == 1 else None
+
+
+def _moves_compose(m: str, n: str) -> tuple[str] | None:
+    made = compose_moves(Move.parse(m), Move.parse(n))
+    return None if made is None else (str(made),)
+
+
+def _anywhere(m: str) -> tuple[str] | None:
+    wide = Move.parse(m).anywhere()
+    return (str(wide),) if wide is not None and str(wide) != m and (wide.identity or wide.steps() is not None) else None
+
+
+def _repeats_vector(m: str) -> bool:
+    """[d] -> [..., d]"""
+    move = Move.parse(m)
+    return len(move.source) == 1 and bool(move.source[0]) and move.target[-1:] == move.source
+
+
+Rows: TypeAlias = "tuple[Any, ...] | None | list[tuple[Any, ...]]"
+
+
 @dataclass(frozen=True)
 class Table:
-    """A function of windows, computed for the windows of a model and given to the e-graph as facts.
+    """A function of windows (w) and moves (m), computed for those of a model and given to the e-graph as facts.
 
-    ``inputs`` windows give ``outputs`` strings, or None. The fact in a rule's guard is ``(name, *inputs, *outputs)``.
+    ``inputs`` give ``outputs`` strings or numbers, or None, or several rows of them. The fact in a rule's guard is
+    ``(name, *inputs, *outputs)``.
     """
 
     name: str
-    inputs: int
-    of: Callable[..., tuple[Any, ...] | None]
+    inputs: str
+    of: Callable[..., Rows]
     creates: tuple[int, ...] = ()
-    """Which of the outputs are windows, themselves arguments of tables."""
+    """Which of the outputs are themselves arguments of tables, of the kind of the first input."""
     outputs: str = ""
     """A letter for each output: s or i."""
+
+    def rows(self, *inputs: str) -> list[tuple[Any, ...]]:
+        found = self.of(*inputs)
+        return found if isinstance(found, list) else [] if found is None else [found]
 
 
 TABLES: dict[str, Table] = {
     t.name: t
     for t in (
-        Table("unpadded", 1, lambda a: () if _windows_unpadded(a) else None),
-        Table("unit_stride", 1, lambda a: () if all(s == 1 for s in Window.parse(a).strides) else None),
-        Table("channels", 1, _channels, outputs="i"),
-        Table("joins", 2, _join, (0,), "sss"),
-        Table("composes", 2, _compose, (0,), "s"),
-        Table("identity_window", 1, _identity, (0,), "s"),
+        Table("unpadded", "w", lambda a: () if _windows_unpadded(a) else None),
+        Table("unit_stride", "w", lambda a: () if all(s == 1 for s in Window.parse(a).strides) else None),
+        Table("channels", "w", _channels, outputs="i"),
+        Table("joins", "ww", _join, (0,), "sss"),
+        Table("composes", "ww", _compose, (0,), "s"),
+        Table("identity_window", "w", _identity, (0,), "s"),
+        Table("stays", "m", lambda m: () if Move.parse(m).identity else None),
+        Table("follows", "mm", _moves_compose, (0,), "s"),
+        Table("fits_all", "m", _anywhere, (0,), "s"),
+        Table("keeps_last", "m", lambda m: () if Move.parse(m).keeps_last else None),
+        Table("turns_last_two", "m", lambda m: () if Move.parse(m).swap else None),
+        Table("repeats_vector", "m", lambda m: () if _repeats_vector(m) else None),
+        Table("makes_blocks", "m", lambda m: Move.parse(m).blocks(), outputs="ii"),
+        Table("takes_axis", "m", lambda m: [(i, o) for i, o, p, q in Move.parse(m).axes() if p == q == 1], outputs="ii"),
+        Table("spreads_axis", "m", lambda m: [a for a in Move.parse(m).axes() if a[2] * a[3] > 1], outputs="iiii"),
+        Table("makes_channels", "mw", _pointwise),
     )
 }
 
@@ -193,6 +325,14 @@ class Patterns:
     def less(axis: Any, by: int) -> Any:
         return ("-", axis, by)
 
+    @staticmethod
+    def plus(n: Any, by: Any) -> Any:
+        return ("+", n, by)
+
+    @staticmethod
+    def minus(n: Any, by: Any) -> Any:
+        return ("-", n, by)
+
     minus_one = (MINUS_ONE,)
 
 
@@ -208,16 +348,16 @@ MAPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "Tanh": np.tanh,
     "Exp": np.exp,
     "Square": lambda x: x * x,
+    "LeakyRelu": lambda x: np.where(x > 0, x, x / 4),
 }
 """Meanings that the rules' tests draw from. A model may hold any element-wise operator: laws do not look inside ``map``."""
 
 
-MOVES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "swap": lambda x: np.swapaxes(x, -1, -2),
-    "flat": lambda x: x.reshape(x.shape[0], -1),
+ROWMAPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "total": lambda x: x * 0 + x.sum(-1, keepdims=True),
     "reverse": lambda x: x[..., ::-1],
 }
-"""As ``MAPS``, for ``move``."""
+"""As ``MAPS``, for ``rowmap``."""
 
 
 class Arrays:
@@ -228,6 +368,14 @@ class Arrays:
     @staticmethod
     def less(axis: int, by: int) -> int:
         return axis - by
+
+    @staticmethod
+    def plus(n: int, by: int) -> int:
+        return n + by
+
+    @staticmethod
+    def minus(n: int, by: int) -> int:
+        return n - by
 
     @staticmethod
     def linear(x: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -270,8 +418,87 @@ class Arrays:
         return MAPS[f](x)
 
     @staticmethod
-    def move(f: str, x: np.ndarray, c: np.ndarray) -> np.ndarray:
-        return MOVES[f](x)
+    def rowmap(f: str, x: np.ndarray) -> np.ndarray:
+        return ROWMAPS[f](x)
+
+    @staticmethod
+    def norm(k: str, x: np.ndarray, e: np.ndarray) -> np.ndarray:
+        x = x.astype(np.float64)
+        x = x - x.mean(-1, keepdims=True) if k == "layer" else x
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + np.float64(np.asarray(e).reshape(())[()]))
+
+    @staticmethod
+    def move(m: str, x: np.ndarray) -> np.ndarray:
+        move = Move.parse(m)
+        target = move.shape(x.shape)
+        if target is None:
+            raise ValueError(f"{x.shape} is not what {m} moves")
+        atoms = dict(zip((a for g in move.source for a in g), move.atoms(x.shape), strict=True))
+        order = [a for g in move.target for a in g]
+        x = x.reshape([*atoms.values()]).transpose([list(atoms).index(a) for a in order if a in atoms])
+        x = x.reshape([atoms.get(a, 1) for a in order])
+        return np.broadcast_to(x, [atoms[a] if a in atoms else int(move.sizes[a]) for a in order]).reshape(target)
+
+    @staticmethod
+    def slice(x: np.ndarray, axis: int, i: int, j: int) -> np.ndarray:
+        if not 0 <= i < j <= x.shape[axis]:
+            raise ValueError(f"{i} to {j} of an axis of length {x.shape[axis]}")
+        return np.take(x, np.arange(i, j), axis)
+
+    @staticmethod
+    def pick(e: np.ndarray, i: np.ndarray) -> np.ndarray:
+        """E ``[n, ...]``, i integers ``[...]``; negative ones count from the end."""
+        return e[np.asarray(i).astype(np.int64) % e.shape[0]]
+
+    @staticmethod
+    def rows(x: np.ndarray, g: np.ndarray) -> np.ndarray:
+        if (*x.shape[:-1], 1) != g.shape:
+            raise ValueError(f"{g.shape} is not a number for each vector of {x.shape}")
+        return x * g
+
+    @staticmethod
+    def divide(c: np.ndarray, d: np.ndarray) -> np.ndarray:
+        return c / d
+
+    @staticmethod
+    def sign(c: np.ndarray) -> np.ndarray:
+        return np.sign(np.asarray(c).astype(np.float64)).astype(np.int64)
+
+    @staticmethod
+    def tile(v: np.ndarray, p: int, q: int) -> np.ndarray:
+        """Every element q times, and all of that p times."""
+        return np.tile(np.repeat(v, q), p)
+
+    @staticmethod
+    def transposed(a: np.ndarray) -> np.ndarray:
+        return np.swapaxes(a, -1, -2)
+
+    @staticmethod
+    def block_compose(a: np.ndarray, b: np.ndarray, p: int, q: int) -> np.ndarray:
+        """A ``[i, d]``, B ``[p d q, o]`` -> ``[p i q, o]``: B after A on each of the p q blocks."""
+        blocks = b.reshape(p, a.shape[1], q, -1).transpose(0, 2, 1, 3)  # [p, q, d, o]
+        return (a @ blocks).transpose(0, 2, 1, 3).reshape(p * a.shape[0] * q, -1)
+
+    @staticmethod
+    def block_sum(v: np.ndarray, b: np.ndarray, p: int, q: int) -> np.ndarray:
+        """v ``[d]``, B ``[p d q, o]`` -> ``[o]``: B of v in every block."""
+        return Arrays.block_compose(v[None], b, p, q).sum(axis=0)
+
+    @staticmethod
+    def flat_kernel(k: np.ndarray) -> np.ndarray:
+        """K ``[o, i, *taps]`` -> ``[i taps, o]``."""
+        return k.reshape(k.shape[0], -1).T
+
+    @staticmethod
+    def max_pool(x: np.ndarray, w: str) -> np.ndarray:
+        """Over the window's taps inside the image."""
+        window = Window.parse(w)
+        wide = [(0, 0), (0, 0), *((window.pads[i], window.pads[window.rank + i]) for i in range(window.rank))]
+        inside = _columns(np.ones_like(x, dtype=np.int64), window)
+        taps = _columns(np.pad(x, wide), replace(window, pads=(0,) * (2 * window.rank)))
+        lowest = x.min() if x.size else 0
+        taps = np.where(inside == 1, taps, lowest).reshape(x.shape[0], x.shape[1], -1, taps.shape[-1])
+        return taps.max(axis=2).reshape(*x.shape[:2], *window.size(x.shape[2:]))
 
     @staticmethod
     def product(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -418,36 +645,31 @@ def declarations() -> list[str]:
     for f in FACTS.values():
         lines.append(f"(relation {f.name} ({' '.join(EGG_SORT[k] for k in f.kinds)}))")
     for t in TABLES.values():
-        lines.append(f"(relation {t.name} ({' '.join(['String'] * t.inputs + [EGG_SORT[k] for k in t.outputs])}))")
+        lines.append(f"(relation {t.name} ({' '.join(['String'] * len(t.inputs) + [EGG_SORT[k] for k in t.outputs])}))")
     return lines
 
 
-def table_facts(windows: Iterable[str], *, limit: int = 64) -> list[tuple[Any, ...]]:
-    """Every row ``(table, *inputs, *outputs)`` over the windows, and over the windows that these rows create.
+def table_facts(windows: Iterable[str], moves: Iterable[str] = (), *, limit: int = 96) -> list[tuple[Any, ...]]:
+    """Every row ``(table, *inputs, *outputs)`` over the windows and moves, and over those that these rows create.
 
-    Closed under creation up to ``limit`` windows: past that, later windows meet no further laws.
+    Closed under creation up to ``limit`` of a kind: past that, later ones meet no further laws.
     """
-    known = sorted(set(windows))
+    known = {"w": sorted(set(windows)), "m": sorted(set(moves))}
     rows: dict[tuple[Any, ...], None] = {}
     done: set[tuple[str, ...]] = set()
     changed = True
     while changed:
         changed = False
         for table in TABLES.values():
-            for inputs in _tuples(known, table.inputs):
+            for inputs in itertools.product(*(known[kind] for kind in table.inputs)):
                 if (table.name, *inputs) in done:
                     continue
                 done.add((table.name, *inputs))
-                outputs = table.of(*inputs)
-                if outputs is None:
-                    continue
-                rows[(table.name, *inputs, *outputs)] = None
-                new = [outputs[i] for i in table.creates if outputs[i] not in known]
-                if new and len(known) < limit:
-                    known = sorted({*known, *new})
-                    changed = True
+                for outputs in table.rows(*inputs):
+                    rows[(table.name, *inputs, *outputs)] = None
+                    kind = known[table.inputs[0]]
+                    new = [outputs[i] for i in table.creates if outputs[i] not in kind]
+                    if new and len(kind) < limit:
+                        known[table.inputs[0]] = sorted({*kind, *new})
+                        changed = True
     return list(rows)
-
-
-def _tuples(values: list[str], n: int) -> list[tuple[str, ...]]:
-    return functools.reduce(lambda acc, _: [(*t, v) for t in acc for v in values], range(n), [()])

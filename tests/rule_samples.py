@@ -64,7 +64,7 @@ class Seeded(Draw):
 def sample(rule: Rule, draw: Draw) -> dict[str, Any]:
     """The free variables. An axis more in front of all activations shows that a law does not count them."""
     given = dict(rule.sample(draw)) if rule.sample else {}
-    fixed = any(isinstance(v, np.ndarray) and rule.variables[n].startswith("n") for n, v in given.items())
+    fixed = any(isinstance(v, np.ndarray) and rule.variables.get(n, "").startswith("n") for n, v in given.items())
     more = "m" if not fixed and draw.integer(0, 1) else ""
     values: dict[str, Any] = {}
     for name in rule.free:
