@@ -7,14 +7,18 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from passes.batchnorm_to_affine import batchnorm_to_affine
+from passes.choose_constant_branch import choose_constant_branch
 from passes.drop_identity import drop_identity
 from passes.einsum_to_matmul import einsum_to_matmul
 from passes.fold_shapes import fold_shapes
 from passes.gemm_to_matmul import gemm_to_matmul
 from passes.inline_constants import inline_constants
+from passes.pad_into_conv import pad_into_conv
 from passes.recognise_gelu import recognise_gelu
 from passes.recognise_layernorm import recognise_layernorm
+from passes.recognise_relu import recognise_relu
 from passes.recognise_rmsnorm import recognise_rmsnorm
+from passes.sequence_to_split import sequence_to_split
 from rewriter.infer_onnx import infer
 
 Pass = Callable[[ir.Model], ir.Model]
@@ -23,7 +27,11 @@ NORMALISE: tuple[Pass, ...] = (
     inline_constants,
     drop_identity,
     fold_shapes,
+    sequence_to_split,
+    choose_constant_branch,
     drop_identity,
+    recognise_relu,
+    pad_into_conv,
     recognise_layernorm,
     recognise_rmsnorm,
     recognise_gelu,

@@ -41,6 +41,8 @@ def fold_shapes(model: ir.Model) -> ir.Model:
     MOST_NUMBERS of them. Where dims are symbolic, a Reshape, Expand or Slice whose target becomes constant with one
     -1, with 0s or 1s gets that constant. Float weights are left to be folded as weight programs.
     """
+    if any(value.shape is None for node in nodes(model) for value in node.outputs):
+        infer(model)  # the passes before may have uncovered the constants that a shape follows from
     for _ in range(_ROUNDS):
         folded = _fold(model)
         taken = _take_branches(model)
