@@ -41,9 +41,16 @@ NORMALISE: tuple[Pass, ...] = (
 )
 
 
-def normalise(model: ir.Model) -> ir.Model:
-    """The same program in the vocabulary that the rules are written in, with shapes inferred."""
+FEW_NUMBERS = 64
+"""What a constant of the program text may be stored as, where memory counts."""
+
+
+def normalise(model: ir.Model, *, smallest: bool = False) -> ir.Model:
+    """The same program in the vocabulary that the rules are written in, with shapes inferred.
+
+    ``smallest``: large constants that a few numbers generate (hashes, masks) stay as they are generated.
+    """
     for each in NORMALISE:
-        model = each(model)
+        model = fold_shapes(model, FEW_NUMBERS) if smallest and each is fold_shapes else each(model)
     infer(model)
     return model

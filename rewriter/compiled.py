@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from rewriter.errors import InvalidInput, RewriterError
 from rewriter.report import Report
 from rewriter.structure import Structure
 from rewriter.terms import FACTS
-from rewriter.weights import WeightProgram, missing
+from rewriter.weights import WeightProgram, digest, missing
 
 
 class Compiled:
@@ -87,7 +86,9 @@ class Compiled:
         fresh = self._folded(state)
         model = self._model.clone()
         for name, array in fresh.items():
-            value = model.graph.initializers[name]
+            value = model.graph.initializers.get(name)
+            if value is None:
+                raise RewriterError(f"weight {name!r} is stored as codes, which new weights would change: compile again")
             value.const_value = ir.Tensor(array, name=name)
         self._program = backend(self.backend).build(ir.to_proto(model), threads=self._threads)
         self._model = model
@@ -116,8 +117,8 @@ class Compiled:
         for name, facts in self._facts.items():
             for fact in facts:
                 if fact.startswith("sha256 "):
-                    if name in state and hashlib.sha256(state[name].tobytes()).hexdigest() != fact.removeprefix("sha256 "):
-                        raise RewriterError(f"weight {name!r} went into complex numbers that were computed when the model was read: compile again")
+                    if name in state and digest(state[name]) != fact.removeprefix("sha256 "):
+                        raise RewriterError(f"weight {name!r} is in this model only as what was made of it when it was compiled: compile again")
                     continue
                 if name in state and not FACTS[fact].holds(state[name]):  # type: ignore[misc]
                     raise RewriterError(f"weight {name!r} was {fact} throughout, which a rewrite relied on, and the new one is not: compile again")

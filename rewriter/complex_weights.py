@@ -6,7 +6,6 @@ that meets the module's inputs, is evaluated in double precision and stored; the
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +14,8 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
 from torch.fx.node import map_arg
+
+from rewriter.weights import digest
 
 _WIDE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 
@@ -34,11 +35,6 @@ def fold_complex_weights(program: ExportedProgram) -> tuple[ExportedProgram, dic
     gone = {s.target for s in program.graph_signature.input_specs if s.target} - {s.target for s in again.graph_signature.input_specs}
     state = {**program.state_dict, **program.constants}
     return again, {name: digest(state[name].detach().cpu().numpy()) for name in gone - names if isinstance(state.get(name), torch.Tensor)}
-
-
-def digest(array: Any) -> str:
-    """Says whether an array is the same as another."""
-    return hashlib.sha256(array.tobytes()).hexdigest()
 
 
 def _constant(program: ExportedProgram) -> set[Node]:

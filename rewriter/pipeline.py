@@ -24,13 +24,14 @@ from passes import normalise
 from passes.compose import compose
 from passes.drop_dead import drop_dead
 from passes.fold_weights import fold_weights
+from passes.pack_weights import pack_weights
 from passes.saturate import Decline, Search, saturate
 from passes.share_weights import share_weights
 from rewriter.compiled import Compiled
 from rewriter.edit import dims, graphs
 from rewriter.egraph import Limits, Saturator, SearchFailed
 from rewriter.errors import BudgetError, InvalidInput, InvalidModel, RewriterError, VerificationFailed
-from rewriter.graph import summarise, weight_bytes
+from rewriter.graph import Summary, summarise, weight_bytes
 from rewriter.infer_onnx import infer
 from rewriter.race import Outcome, Race, build_options
 from rewriter.race import parse as race_engines
@@ -39,7 +40,7 @@ from rewriter.report import Report
 from rewriter.rule import Rule
 from rewriter.structure import Structure
 from rewriter.verify import SIZES, Case, Feed, Oracle, Verification, feeds
-from rewriter.weights import LAW, WeightProgram
+from rewriter.weights import LAW, WeightProgram, digest
 from rewriter.write_onnx import ONE_FILE, write_onnx
 
 Step = Callable[[str], None]
@@ -225,6 +226,8 @@ class _Attempt:
     search: Search
     weights: WeightProgram | None
     notes: list[str] = field(default_factory=list)
+    packed: list[str] = field(default_factory=list)
+    """Weights that are stored as codes."""
     kept: bool = False
     """Is it the model itself, untouched?"""
 
@@ -239,7 +242,7 @@ def _optimize(
     hints = _hints(source.model.graph, source.example)
     before = summarise(source.model, hints)
     watch("normalising")
-    plain = normalise(source.model.clone())
+    plain = normalise(source.model.clone(), smallest=objective == "memory")
     shared = share_weights(plain)
     infer(plain)
     watch("searching")
@@ -249,8 +252,8 @@ def _optimize(
         watch("verifying")
         oracle = running.result()
     attempt, verification = _verified(attempt, plain, source, rules, limits, objective, saturator, bench, oracle, hints)
-    if summarise(attempt.model).nodes > before.nodes:
-        more = "the rewritten graph had more nodes than the model: the model was kept as it was"
+    if _is_worse(summarise(attempt.model, hints), before, objective):
+        more = "the rewritten graph had more nodes than the model, and nothing for them: the model was kept as it was"
         attempt = _kept(source, attempt.search.stop, [*attempt.notes, more])
         verification = Verification(True, inputs=0, reason="the model itself")
     if attempt.kept:
@@ -267,7 +270,9 @@ def _optimize(
     example = source.example
     if example is None and oracle.cases:
         example = [oracle.cases[0].feed[v.name or ""] for v in source.model.graph.inputs]
-    facts = s.value_facts | {name: (f"sha256 {value}",) for name, value in source.fixed.items()}
+    originals = {name: v.const_value for name, v in source.model.graph.initializers.items() if name in attempt.packed}
+    frozen = dict(source.fixed) | {name: digest(data.numpy()) for name, data in originals.items() if data is not None}
+    facts = s.value_facts | {name: (f"sha256 {value}",) for name, value in frozen.items()}
     return Optimized(attempt.model, report, source.inputs, source.outputs, attempt.weights, facts, shared, example, oracle)
 
 
@@ -286,7 +291,7 @@ def _attempt(
             notes = [reason] if reason else []
             if search.stop != "saturated":
                 notes.append(f"the search was stopped by its limit of {search.stop}: more may be found with a higher one (limits=)")
-            return _finished(_with_graph(model, new), search, notes)
+            return _finished(_with_graph(model, new), search, notes, objective)
         except SearchFailed as failure:
             reason = f"the search did not end and was cut short: {failure}"
         except Exception as failure:  # noqa: BLE001  whatever goes wrong in a search is no reason to fail a compile
@@ -294,27 +299,37 @@ def _attempt(
             break
     notes = [f"{reason}; the model was kept"]
     try:
-        return _finished(plain.clone(), Search(stop="failed"), notes)
+        return _finished(plain.clone(), Search(stop="failed"), notes, objective)
     except Exception:  # noqa: BLE001  then not even its weights are folded
         return _Attempt(plain.clone(), Search(stop="failed"), None, notes)
+
+
+def _is_worse(after: Summary, before: Summary, objective: str) -> bool:
+    """More nodes than before must save something: bytes of weights, or multiply-accumulates."""
+    if after.nodes <= before.nodes:
+        return False
+    return after.weight_bytes >= before.weight_bytes if objective == "memory" else after.macs >= before.macs
 
 
 FEW_ROUNDS = 4
 """Rounds of a second try, after a search that ran out of time or memory."""
 
 
-def _finished(model: ir.Model, search: Search, notes: list[str]) -> _Attempt:
+def _finished(model: ir.Model, search: Search, notes: list[str], objective: str) -> _Attempt:
+    smallest = objective == "memory"
     infer(model)
     compose(model)
-    weights = fold_weights(model)
+    weights = fold_weights(model, smallest=smallest)
     drop_dead(model)
     share_weights(model)
+    packed = pack_weights(model) if smallest else []
+    drop_dead(model)
     for graph in graphs(model):
         for node in graph:
             node.metadata_props.pop(LAW, None)
         graph.sort()
     infer(model)
-    return _Attempt(model, search, weights, notes)
+    return _Attempt(model, search, weights, notes, packed)
 
 
 def _search_subgraphs(

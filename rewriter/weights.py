@@ -7,6 +7,7 @@ runtime would; what laws introduced is computed in float64 and rounded once.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
@@ -63,6 +64,12 @@ class WeightProgram:
             wanted = helper.tensor_dtype_to_np_dtype(output.type.tensor_type.elem_type)
             yield output.name, np.asarray(self._one(output.name, weight)).astype(wanted, copy=False)
 
+    def in_reals(self, name: str, weight: Lookup) -> Array:
+        """One folded weight with every step in float64, rounded once: what it would be if the model computed without rounding."""
+        (output,) = (o for o in self.proto.graph.output if o.name == name)
+        wanted = helper.tensor_dtype_to_np_dtype(output.type.tensor_type.elem_type)
+        return np.asarray(self._run(self._above(name), name, weight, {}, float64=True)).astype(wanted, copy=False)
+
     def _one(self, name: str, weight: Lookup) -> Array:
         nodes = self._above(name)
         exact = {o for i in nodes if not self._law[i] for o in self._nodes[i].output}
@@ -97,6 +104,11 @@ class WeightProgram:
                 needed.add(i)
                 stack.extend(self._reads[i])
         return sorted(needed)
+
+
+def digest(array: Array) -> str:
+    """Says whether an array is the same as another."""
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
 def _is_law(node: onnx.NodeProto) -> bool:
