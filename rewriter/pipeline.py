@@ -24,6 +24,8 @@ from passes import normalise
 from passes.compose import compose
 from passes.drop_dead import drop_dead
 from passes.fold_weights import fold_weights
+from passes.recognise_layernorm import recognise_layernorm
+from passes.recognise_rmsnorm import recognise_rmsnorm
 from passes.saturate import Decline, Search, saturate
 from passes.share_weights import share_weights
 from rewriter.compiled import Compiled
@@ -304,6 +306,9 @@ def _finished(model: ir.Model, search: Search, notes: list[str]) -> _Attempt:
     infer(model)
     compose(model)
     weights = fold_weights(model)
+    # A norm whose epsilon a law rescaled is one again now that epsilon is a number.
+    recognise_layernorm(model)
+    recognise_rmsnorm(model)
     drop_dead(model)
     share_weights(model)
     for graph in graphs(model):
