@@ -100,7 +100,7 @@ ALWAYS = {"zero", "one"}
 def _relied_on(facts: Mapping[str, tuple[str, ...]], rules: Sequence[Rule], used: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
     """What of the weights' values the result may rest on: signs only where a law asked for them."""
     wanted = ALWAYS | {c[0] for r in rules if f"{r.theory}/{r.name}" in used for c in r.given}
-    kept = {name: tuple(f for f in held if f in wanted) for name, held in facts.items()}
+    kept = {name: tuple(f for f in held if f.partition(":")[0] in wanted) for name, held in facts.items()}
     return {name: held for name, held in kept.items() if held}
 
 

@@ -13,11 +13,12 @@ import onnx_ir as ir
 
 from backends import backend
 from backends.program import Program
+from rewriter.encode import digest
 from rewriter.errors import InvalidInput, RewriterError
 from rewriter.report import Report
 from rewriter.structure import Structure
 from rewriter.terms import FACTS
-from rewriter.weights import WeightProgram, digest, missing
+from rewriter.weights import WeightProgram, missing
 
 
 class Compiled:
@@ -115,12 +116,11 @@ class Compiled:
 
     def _check_values(self, state: Mapping[str, np.ndarray]) -> None:
         for name, facts in self._facts.items():
-            for fact in facts:
-                if fact.startswith("sha256 "):
-                    if name in state and digest(state[name]) != fact.removeprefix("sha256 "):
-                        raise RewriterError(f"weight {name!r} is in this model only as what was made of it when it was compiled: compile again")
-                    continue
-                if name in state and not FACTS[fact].holds(state[name]):  # type: ignore[misc]
+            for held in facts:
+                fact, _, was = held.partition(":")
+                if name in state and was and digest(state[name]) != was:
+                    raise RewriterError(f"a rewrite relied on what is computed from weight {name!r} being {fact}, and it changes: compile again")
+                if name in state and not was and not FACTS[fact].holds(state[name]):  # type: ignore[misc]
                     raise RewriterError(f"weight {name!r} was {fact} throughout, which a rewrite relied on, and the new one is not: compile again")
         for dropped, kept in self._shared.items():
             if dropped in state and not (kept in state and np.array_equal(state[dropped], state[kept])):

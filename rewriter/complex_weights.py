@@ -15,7 +15,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from rewriter.weights import digest
+from rewriter.encode import digest
 
 _WIDE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 

@@ -63,7 +63,7 @@ def infer(op: str, arguments: Sequence[Any], sizes: Mapping[int, Sizes]) -> Size
         return None if x is None or y is None else (*x[:-1], *y[1:])
     if op in ("add", "mul"):
         return x or y
-    if op in ("scale", "bias", "scalar", "shift", "kernel_scale_inputs", "zero_like", "eye_like", "rows", "divide", "sign"):
+    if op in ("scale", "bias", "scalar", "shift", "kernel_scale_inputs", "zero_like", "eye_like", "rows", "divide", "sign", "inverse"):
         return x
     if op in ("map", "rowmap", "norm"):
         return y
@@ -158,6 +158,9 @@ def run_cost(op: str, cls: int, arguments: Sequence[Any], sizes: Mapping[int, Si
     if op == "cat":
         # A law's concatenation that does not end in the weights breaks up what runtimes would fuse.
         return 10 * prices.node + 2 * moved * prices.byte
+    if op == "norm":
+        # The operator that has a scale and a bias built in does a little more: where they fold away, they go.
+        return 0.95 * prices.node + moved * prices.byte
     flop = prices.flop
     if op in ("conv", "mean_pool") and (w := Window.parse(arguments[-1])).group == w.inputs > 1:
         flop = prices.depthwise_flop

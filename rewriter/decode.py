@@ -255,6 +255,7 @@ EMIT: dict[str, Emitter] = {
     "pick": lambda w, e, i: w.emit("Gather", e, i),
     "rows": lambda w, x, g: w.emit("Mul", x, g),
     "divide": lambda w, c, d: w.emit("Div", c, d),
+    "inverse": lambda w, c: w.emit("Reciprocal", c),
     "sign": lambda w, c: w.emit("Sign", c),
     "tile": _tile,
     "transposed": lambda w, a: w.emit("Transpose", a, perm=[1, 0]),

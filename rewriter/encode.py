@@ -19,15 +19,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
 
 from rewriter.edit import dims, is_op, tensor
 from rewriter.functions import DOMAIN
+from rewriter.opset import OPSET
 from rewriter.move import Move, expand, reshape, transpose
 from rewriter.terms import MINUS_ONE, covering, homogeneous, monotone, swap_move, table_facts
 from rewriter.window import Window
@@ -74,7 +79,10 @@ class Encoding:
     """How the model itself wrote each of its moves."""
     index: dict[ir.Value, int] = field(default_factory=dict)
     value_facts: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Initialiser name to the facts read off its values: a law may rest on them, so other weights need another search."""
+    """Initialiser name to the facts read off its values: a law may rest on them, so other weights need another search.
+
+    ``fact:digest`` is a fact about something computed from it, true while it is what it was.
+    """
     nodes: int = 0
 
     def roots(self, graph: ir.Graph) -> list[int]:
@@ -99,6 +107,9 @@ class _Encoder:
         self.terms: list[tuple[str, tuple[Any, ...]]] = []
         self.constant: list[bool] = []
         self.packed: list[bool] = []
+        self.known: dict[int, np.ndarray] = {}
+        """What small constants are, where it is known before weights are folded."""
+        self.sources: dict[int, frozenset[str]] = {}
         self.windows: set[str] = set()
         self.moves: set[str] = set()
         self.minus_one: int | None = None
@@ -160,7 +171,31 @@ class _Encoder:
             self.out.lines.append(f"({fact} (node {i}))")
         if facts:
             self.out.value_facts[value.name or ""] = facts
+        if weight.size <= VECTOR:
+            self.known[i], self.sources[i] = weight.numpy(), frozenset([value.name or ""])
         return i
+
+    def _evaluate(self, node: ir.Node, inputs: list[int], i: int) -> None:
+        """A vector or number that the model computes from small weights: its value, and what laws may ask about it."""
+        value = node.outputs[0]
+        size = math.prod(d for d in self.shape(i) or (VECTOR + 1,) if isinstance(d, int))
+        if any(k not in self.known for k in inputs) or len(node.outputs) > 1 or size > VECTOR:
+            return
+        try:
+            array = evaluate(node, [self.known[k] for k in inputs])
+        except Exception:  # noqa: BLE001  what cannot be computed here says nothing
+            return
+        self.known[i] = array
+        self.sources[i] = frozenset().union(*(self.sources[k] for k in inputs))
+        facts = _value_facts(ir.Tensor(array)) if value.dtype in FLOATS else ()
+        self.out.lines += [f"({fact} (node {i}))" for fact in facts]
+        if facts:
+            for name in self.sources[i]:
+                self.out.value_facts[name] = (*self.out.value_facts.get(name, ()), *(f"{fact}:{digest(self.known_weight(name))}" for fact in facts))
+
+    def known_weight(self, name: str) -> np.ndarray:
+        weight = tensor(self.graph.initializers[name]) if name in self.graph.initializers else None
+        return np.zeros(0) if weight is None else weight.numpy()
 
     def _shape(self, value: ir.Value) -> Shape | None:
         found = dims(value)
@@ -217,7 +252,9 @@ class _Encoder:
         const = foldable and all(self.constant[i] for i in arguments)
         first = node.outputs[0]
         if len(node.outputs) == 1:
-            self.add("op", [signature, *map(T, arguments)], first, self._result_shape(node, inputs), first.dtype, const)
+            i = self.add("op", [signature, *map(T, arguments)], first, self._result_shape(node, inputs), first.dtype, const)
+            if const and node.domain == "":
+                self._evaluate(node, inputs, i)
             return
         whole = self.add("op", [signature, *map(T, arguments)], None, None, None, const)
         for k, value in enumerate(node.outputs):
@@ -358,8 +395,8 @@ class _Encoder:
         spread = self._spread(c, x)
         if spread is None:
             return False
-        inverse = self.constant_op("Reciprocal", [spread[2].i], self.shape(spread[2].i))
-        return self._times(node, x, (spread[0], spread[1], inverse))
+        inverse = self.add("inverse", [spread[2]], None, self.shape(spread[2].i), self.out.dtypes[c], True)
+        return self._times(node, x, (spread[0], spread[1], T(inverse)))
 
     def _times(self, node: ir.Node, x: int, spread: tuple[str, int, T] | None) -> bool:
         if spread is None:
@@ -648,7 +685,7 @@ def _signature(emission: Emission, suffix: str = "") -> str:
     if all(isinstance(i, int) for i in emission.inputs):
         inputs = ""
     else:
-        inputs = "(" + ",".join("_" if i is None else "x" if isinstance(i, int) else _digest(i) for i in emission.inputs) + ")"
+        inputs = "(" + ",".join("_" if i is None else "x" if isinstance(i, int) else digest(i) for i in emission.inputs) + ")"
     outputs = f":{emission.outputs}" if emission.outputs > 1 else ""
     return f"{name}{{{attributes}}}{inputs or len(emission.inputs)}{outputs}{emission.overload}{suffix}"
 
@@ -656,13 +693,14 @@ def _signature(emission: Emission, suffix: str = "") -> str:
 def _attribute(a: ir.Attr) -> str:
     if a.type in (ir.AttributeType.TENSOR, ir.AttributeType.TENSORS):
         tensors = a.value if isinstance(a.value, (list, tuple)) else [a.value]
-        return ";".join(_digest(t.numpy()) for t in tensors)
+        return ";".join(digest(t.numpy()) for t in tensors)
     if a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
         return "graph"
     return repr(a.value)
 
 
-def _digest(array: Any) -> str:
+def digest(array: Any) -> str:
+    """Short text that differs where arrays do."""
     data = np.ascontiguousarray(array)
     if data.dtype.kind in "iu" and data.size <= 8:
         return str(data.tolist()).replace(" ", "")
@@ -671,6 +709,18 @@ def _digest(array: Any) -> str:
 
 VECTOR = 1 << 16
 """Elements up to which the signs of a weight are looked at: laws ask for those of scales, which are vectors."""
+
+
+def evaluate(node: ir.Node, inputs: Sequence[np.ndarray]) -> np.ndarray:
+    """One operator of the standard on arrays, by the reference evaluator."""
+    proto = ir.serde.serialize_node(node)
+    model = helper.make_model(
+        helper.make_graph([proto], "one", [helper.make_tensor_value_info(v.name or "", helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
+                                           for v, a in zip([v for v in node.inputs if v is not None], inputs, strict=True)],
+                          [onnx.ValueInfoProto(name=proto.output[0])]),
+        opset_imports=[helper.make_opsetid("", node.version or OPSET)],
+    )  # fmt: skip
+    return np.asarray(ReferenceEvaluator(model).run(None, {v.name: a for v, a in zip((v for v in node.inputs if v is not None), inputs, strict=True)})[0])
 
 
 def _value_facts(weight: ir.TensorProtocol) -> tuple[str, ...]:

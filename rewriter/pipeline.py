@@ -25,11 +25,14 @@ from passes.compose import compose
 from passes.drop_dead import drop_dead
 from passes.fold_weights import fold_weights
 from passes.pack_weights import pack_weights
+from passes.recognise_layernorm import recognise_layernorm
+from passes.recognise_rmsnorm import recognise_rmsnorm
 from passes.saturate import Decline, Search, saturate
 from passes.share_weights import share_weights
 from rewriter.compiled import Compiled
 from rewriter.edit import dims, graphs
 from rewriter.egraph import Limits, Saturator, SearchFailed
+from rewriter.encode import digest
 from rewriter.errors import BudgetError, InvalidInput, InvalidModel, RewriterError, VerificationFailed
 from rewriter.graph import Summary, summarise, weight_bytes
 from rewriter.infer_onnx import infer
@@ -40,7 +43,7 @@ from rewriter.report import Report
 from rewriter.rule import Rule
 from rewriter.structure import Structure
 from rewriter.verify import SIZES, Case, Feed, Oracle, Verification, feeds
-from rewriter.weights import LAW, WeightProgram, digest
+from rewriter.weights import LAW, WeightProgram
 from rewriter.write_onnx import ONE_FILE, write_onnx
 
 Step = Callable[[str], None]
@@ -272,7 +275,7 @@ def _optimize(
         example = [oracle.cases[0].feed[v.name or ""] for v in source.model.graph.inputs]
     originals = {name: v.const_value for name, v in source.model.graph.initializers.items() if name in attempt.packed}
     frozen = dict(source.fixed) | {name: digest(data.numpy()) for name, data in originals.items() if data is not None}
-    facts = s.value_facts | {name: (f"sha256 {value}",) for name, value in frozen.items()}
+    facts = s.value_facts | {name: (f"fixed:{value}",) for name, value in frozen.items()}
     return Optimized(attempt.model, report, source.inputs, source.outputs, attempt.weights, facts, shared, example, oracle)
 
 
@@ -320,6 +323,9 @@ def _finished(model: ir.Model, search: Search, notes: list[str], objective: str)
     infer(model)
     compose(model)
     weights = fold_weights(model, smallest=smallest)
+    # A norm whose epsilon a law rescaled is one again now that epsilon is a number.
+    recognise_layernorm(model)
+    recognise_rmsnorm(model)
     drop_dead(model)
     share_weights(model)
     packed = pack_weights(model) if smallest else []

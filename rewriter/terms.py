@@ -81,6 +81,7 @@ OPERATORS: dict[str, Operator] = {
         Operator("max_pool", "ts"),
         Operator("matmul", "tt", True),
         Operator("divide", "tt", True),
+        Operator("inverse", "t", True),
         Operator("sign", "t", True),
         Operator("tile", "tii", True),
         Operator("transposed", "t", True),
@@ -217,7 +218,8 @@ def covering(shape: Sequence[int | str], w: str) -> tuple[str, str] | None:
         return None
     flat = reshape(shape, (shape[0], -1))
     back = reshape((shape[0], "outputs"), (shape[0], "outputs", *(1,) * window.rank))
-    return None if flat is None or back is None else (str(flat), str(back))
+    wide = back.anywhere() if back is not None else None
+    return None if flat is None or wide is None else (str(flat), str(wide))
 
 
 def _windows_unpadded(w: str) -> bool:
@@ -459,6 +461,10 @@ class Arrays:
     @staticmethod
     def divide(c: np.ndarray, d: np.ndarray) -> np.ndarray:
         return c / d
+
+    @staticmethod
+    def inverse(c: np.ndarray) -> np.ndarray:
+        return 1 / c
 
     @staticmethod
     def sign(c: np.ndarray) -> np.ndarray:

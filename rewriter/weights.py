@@ -7,7 +7,6 @@ runtime would; what laws introduced is computed in float64 and rounded once.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
@@ -104,11 +103,6 @@ class WeightProgram:
                 needed.add(i)
                 stack.extend(self._reads[i])
         return sorted(needed)
-
-
-def digest(array: Array) -> str:
-    """Says whether an array is the same as another."""
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
 def _is_law(node: onnx.NodeProto) -> bool:
