@@ -11,6 +11,7 @@ from passes.choose_constant_branch import choose_constant_branch
 from passes.drop_identity import drop_identity
 from passes.einsum_to_matmul import einsum_to_matmul
 from passes.fold_shapes import fold_shapes
+from passes.gathernd_to_gather import gathernd_to_gather
 from passes.gemm_to_matmul import gemm_to_matmul
 from passes.inline_constants import inline_constants
 from passes.pad_into_conv import pad_into_conv
@@ -28,6 +29,7 @@ NORMALISE: tuple[Pass, ...] = (
     drop_identity,
     fold_shapes,
     sequence_to_split,
+    gathernd_to_gather,
     choose_constant_branch,
     drop_identity,
     recognise_relu,

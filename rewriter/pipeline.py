@@ -39,6 +39,7 @@ from rewriter.infer_onnx import infer
 from rewriter.race import Outcome, Race, build_options
 from rewriter.race import parse as race_engines
 from rewriter.read_onnx import read_onnx
+from rewriter.remarks import filled_zeros, mixed_samples
 from rewriter.report import Report
 from rewriter.rule import Rule
 from rewriter.structure import Structure
@@ -265,6 +266,9 @@ def _optimize(
         value.type, value.shape = declared.type, declared.shape
     watch.end()
     s = attempt.search
+    attempt.notes += mixed_samples(plain)
+    if attempt.weights is not None and not attempt.kept:
+        attempt.notes += filled_zeros(attempt.weights, plain.graph.initializers, attempt.model.graph.initializers)
     report = Report(
         before, summarise(attempt.model, hints), _rewrites(s, rules, verification), [asdict(d) for d in s.declined], verification,
         {"nodes": s.nodes, "classes": s.classes, "rounds": s.rounds, "seconds": round(s.seconds, 3), "stop": s.stop},

@@ -15,6 +15,7 @@ from passes.choose_constant_branch import choose_constant_branch
 from passes.drop_identity import drop_identity
 from passes.einsum_to_matmul import einsum_to_matmul
 from passes.fold_shapes import MOST_NUMBERS, fold_shapes
+from passes.gathernd_to_gather import gathernd_to_gather
 from passes.gemm_to_matmul import gemm_to_matmul
 from passes.inline_constants import inline_constants
 from passes.pad_into_conv import pad_into_conv
@@ -539,6 +540,21 @@ def test_a_sequence_taken_apart(split: str, keepdims: int, places: tuple[int, ..
 def test_a_sequence_that_is_used_stays(reader: str) -> None:
     result = "int64 y" if "Length" in reader else "float[2, a] y"
     untouched(f"main (float[2, 10] x, int64 i) => ({result}) <int64 n = {{4}}> {{ s = SplitToSequence <axis: int = 1> (x, n)  {reader} }}", sequence_to_split)
+
+
+# --- gathernd_to_gather
+
+
+@pytest.mark.parametrize("make", ["u = Unsqueeze(i, last)", "u = Reshape(i, column)"])
+def test_rows_by_one_index(make: str) -> None:
+    body = f"""main (float[4, 3] x) => (float[2, 3] y) <int64[2] i = {{2, -4}}, int64[1] last = {{-1}}, int64[2] column = {{2, 1}}> {{ {make}  y = GatherND(x, u) }}"""
+    after = gathernd_to_gather(read(body))
+    assert "GatherND" not in ops(after)
+    assert_same(parse(body), after, 0.0)
+
+
+def test_single_entries_stay() -> None:
+    untouched("main (float[4, 3] x) => (float[1] y) <int64[1, 2] i = {2, 1}> { y = GatherND(x, i) }", gathernd_to_gather)
 
 
 # --- choose_constant_branch
