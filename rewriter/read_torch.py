@@ -45,6 +45,8 @@ class TorchProgram:
     """The same as the model's inputs."""
     fixed: Mapping[str, str] = field(default_factory=dict)
     """Weights that are part of the program, and the digests of their values."""
+    literals: frozenset[str] = frozenset()
+    """Initialisers that are in no ``state_dict``: numbers of the program, not weights."""
 
 
 def read_torch(
@@ -83,7 +85,8 @@ def read_torch(
     example = None
     if call is not None:
         example = [leaf for place, leaf in enumerate(inputs.flatten(*call)) if place not in dropped]
-    return TorchProgram(model, inputs.without(dropped) if dropped else inputs, outputs, call, example, fixed)
+    literals = frozenset(model.graph.initializers) - set(program.state_dict) - set(fixed) - set(constants)
+    return TorchProgram(model, inputs.without(dropped) if dropped else inputs, outputs, call, example, fixed, literals)
 
 
 def _tuple(inputs: Any) -> tuple[Any, ...]:
