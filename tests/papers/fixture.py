@@ -171,9 +171,9 @@ def _error(got: Sequence[np.ndarray], want: Sequence[np.ndarray]) -> float:
 
 
 @cache
-def plain(build: Build, inputs: Callable[[], Inputs]) -> Outcome:
-    """What a plain module becomes: the base that a merged one is held against."""
-    return through("torch", build(), inputs())
+def plain(build: Build, inputs: Callable[[], Inputs], *, as_built: bool = False) -> Outcome:
+    """What a plain module becomes: the base that a merged one is held against. Its weights are random, or ``as_built``."""
+    return through("torch", build() if as_built else awake(build()), inputs())
 
 
 def is_plain(outcome: Outcome, base: Outcome, tolerance: float = EXACT) -> None:
