@@ -7,14 +7,19 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from passes.batchnorm_to_affine import batchnorm_to_affine
+from passes.choose_constant_branch import choose_constant_branch
 from passes.drop_identity import drop_identity
 from passes.einsum_to_matmul import einsum_to_matmul
 from passes.fold_shapes import fold_shapes
+from passes.gathernd_to_gather import gathernd_to_gather
 from passes.gemm_to_matmul import gemm_to_matmul
 from passes.inline_constants import inline_constants
+from passes.pad_into_conv import pad_into_conv
 from passes.recognise_gelu import recognise_gelu
 from passes.recognise_layernorm import recognise_layernorm
+from passes.recognise_relu import recognise_relu
 from passes.recognise_rmsnorm import recognise_rmsnorm
+from passes.sequence_to_split import sequence_to_split
 from rewriter.infer_onnx import infer
 
 Pass = Callable[[ir.Model], ir.Model]
@@ -23,7 +28,12 @@ NORMALISE: tuple[Pass, ...] = (
     inline_constants,
     drop_identity,
     fold_shapes,
+    sequence_to_split,
+    gathernd_to_gather,
+    choose_constant_branch,
     drop_identity,
+    recognise_relu,
+    pad_into_conv,
     recognise_layernorm,
     recognise_rmsnorm,
     recognise_gelu,
@@ -33,9 +43,16 @@ NORMALISE: tuple[Pass, ...] = (
 )
 
 
-def normalise(model: ir.Model) -> ir.Model:
-    """The same program in the vocabulary that the rules are written in, with shapes inferred."""
+FEW_NUMBERS = 64
+"""What a constant of the program text may be stored as, where memory counts."""
+
+
+def normalise(model: ir.Model, *, smallest: bool = False) -> ir.Model:
+    """The same program in the vocabulary that the rules are written in, with shapes inferred.
+
+    ``smallest``: large constants that a few numbers generate (hashes, masks) stay as they are generated.
+    """
     for each in NORMALISE:
-        model = each(model)
+        model = fold_shapes(model, FEW_NUMBERS) if smallest and each is fold_shapes else each(model)
     infer(model)
     return model

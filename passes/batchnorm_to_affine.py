@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from passes.match import Weights
 from rewriter.edit import Editor, dims, is_op, nodes, required, static
 
 
@@ -25,29 +26,6 @@ def batchnorm_to_affine(model: ir.Model) -> ir.Model:
         if is_op(node, "BatchNormalization") and _is_affine(node, weights):
             _rewrite(node, editor)
     return model
-
-
-class Weights:
-    """Which values are expressions of initialisers alone."""
-
-    def __init__(self) -> None:
-        self._known: dict[ir.Value, bool] = {}
-
-    def __contains__(self, value: ir.Value | None) -> bool:
-        if value is None or value.is_graph_input():
-            return False
-        if value.is_initializer():
-            return True
-        if value not in self._known:
-            node = value.producer()
-            # A random operator has no inputs and is no weight; nor is what reads an outer loop's value.
-            self._known[value] = False
-            self._known[value] = node is not None and bool(node.inputs) and node.domain == "" and (
-                not any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
-                and not node.op_type.startswith(("Random", "Bernoulli"))
-                and all(each is None or each in self for each in node.inputs)
-            )
-        return self._known[value]
 
 
 def _is_affine(node: ir.Node, weights: Weights) -> bool:

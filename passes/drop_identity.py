@@ -136,6 +136,14 @@ def _transpose(node: ir.Node) -> bool:
     return perm is not None and list(perm) == sorted(perm)
 
 
+def _pool(node: ir.Node) -> bool:
+    """Windows of one element, one for each."""
+    if any(node.attributes.get_ints("pads") or ()) :
+        return False
+    kernel, strides = node.attributes.get_ints("kernel_shape") or (), node.attributes.get_ints("strides") or ()
+    return all(k == 1 for k in kernel) and all(s == 1 for s in strides)
+
+
 def _one_input(node: ir.Node) -> bool:
     return len(node.inputs) == 1
 
@@ -171,5 +179,7 @@ _TESTS: dict[str, Callable[[ir.Node], bool]] = {
     "Transpose": _transpose,
     "Flatten": _flatten,
     "Split": _one_output,
+    "AveragePool": _pool,
+    "MaxPool": _pool,
     **dict.fromkeys(("Concat", "Sum", "Max", "Min", "Mean"), _one_input),
 }

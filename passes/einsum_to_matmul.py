@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from passes.match import Weights
 from rewriter.edit import Editor, is_op, nodes, required, static
 
 
@@ -26,7 +27,7 @@ def einsum_to_matmul(model: ir.Model) -> ir.Model:
     """
     if model.opset_imports.get("", 0) < 13:  # axes were attributes
         return model
-    editor, weights = Editor(model), _Weights()
+    editor, weights = Editor(model), Weights()
     for node in nodes(model):
         plan = _plan(node) if is_op(node, "Einsum") else None
         result = None if plan is None else _contracted(node, plan, weights, editor)
@@ -34,29 +35,6 @@ def einsum_to_matmul(model: ir.Model) -> ir.Model:
             editor.replace(node.outputs[0], result)
             editor.drop(node)
     return model
-
-
-class _Weights:
-    """Which values the model's inputs do not reach."""
-
-    def __init__(self) -> None:
-        self._known: dict[ir.Value, bool] = {}
-
-    def __contains__(self, value: ir.Value) -> bool:
-        stack = [value]
-        while stack:
-            top = stack[-1]
-            producer = top.producer()
-            if top in self._known or producer is None:
-                self._known.setdefault(top, top.is_initializer() and not top.is_graph_input())
-                stack.pop()
-                continue
-            unknown = [v for v in producer.inputs if v is not None and v not in self._known]
-            stack.extend(unknown)
-            if not unknown:
-                self._known[top] = all(v is None or self._known[v] for v in producer.inputs)
-                stack.pop()
-        return self._known[value]
 
 
 @dataclass(frozen=True)
@@ -111,7 +89,7 @@ def _without_ellipsis(node: ir.Node, equation: str) -> str | None:
     return ",".join(terms) + "->" + result.replace("...", "".join(reversed(fresh[:most])))
 
 
-def _contracted(node: ir.Node, plan: _Plan, weights: _Weights, editor: Editor) -> ir.Value | None:
+def _contracted(node: ir.Node, plan: _Plan, weights: Weights, editor: Editor) -> ir.Value | None:
     """Two operands at a time, each time the one that leaves the least."""
     left = list(zip((required(node, i) for i in range(len(plan.terms))), plan.terms, strict=True))
     left.sort(key=lambda operand: operand[0] in weights)

@@ -28,7 +28,7 @@ Facts = dict[ir.Value, Array]
 Partial = Callable[[ir.Node, list[Array | None]], Array | None]
 
 
-def fold_shapes(model: ir.Model) -> ir.Model:
+def fold_shapes(model: ir.Model, most: int = MOST_NUMBERS) -> ir.Model:
     """Values computed from shapes and literal numbers alone become initialisers; If on a known condition its branch.
 
     before, x: [n, 4, 8]                         after
@@ -38,11 +38,14 @@ def fold_shapes(model: ir.Model) -> ir.Model:
         y = Reshape(x, target)
 
     Integers, booleans and literals (numbers the program text holds, not weights) are evaluated, at most
-    MOST_NUMBERS of them. Where dims are symbolic, a Reshape, Expand or Slice whose target becomes constant with one
-    -1, with 0s or 1s gets that constant. Float weights are left to be folded as weight programs.
+    MOST_NUMBERS of them; arrays of more than ``most`` are known but not stored. Where dims are symbolic, a Reshape,
+    Expand or Slice whose target becomes constant with one -1, with 0s or 1s gets that constant. Float weights are left
+    to be folded as weight programs.
     """
+    if any(value.shape is None for node in nodes(model) for value in node.outputs):
+        infer(model)  # the passes before may have uncovered the constants that a shape follows from
     for _ in range(_ROUNDS):
-        folded = _fold(model)
+        folded = _fold(model, most)
         taken = _take_branches(model)
         if not folded and not taken:
             break
@@ -50,7 +53,7 @@ def fold_shapes(model: ir.Model) -> ir.Model:
     return model
 
 
-def _fold(model: ir.Model) -> bool:
+def _fold(model: ir.Model, most: int) -> bool:
     facts: Facts = {}
     for graph in graphs(model):
         for value in graph.initializers.values():
@@ -59,7 +62,7 @@ def _fold(model: ir.Model) -> bool:
                 facts[value] = array
     editor = Editor(model)
     _learn(model.graph, facts, model.opset_imports.get("", OPSET))
-    return _use(model, facts, editor)
+    return _use(model, facts, editor, most)
 
 
 def _is_seed(value: ir.Value, array: Array) -> bool:
@@ -85,7 +88,7 @@ def _learn(graph: ir.Graph, facts: Facts, opset: int) -> None:
                     _learn(inner, facts, opset)
 
 
-def _use(model: ir.Model, facts: Facts, editor: Editor) -> bool:
+def _use(model: ir.Model, facts: Facts, editor: Editor, most: int) -> bool:
     """Replace what is known where something that is not known reads it."""
     changed = False
     for node in nodes(model):
@@ -100,7 +103,7 @@ def _use(model: ir.Model, facts: Facts, editor: Editor) -> bool:
             if value is None or value.producer() is None or value not in facts or tensor(value) is not None:
                 continue
             array = facts[value] if _known(facts[value]) else _target(node, index, facts[value])
-            if array is None:
+            if array is None or array.size > most:
                 continue
             if is_op(node, "Range") and array.size == 1:
                 array = array.reshape(())  # runtimes take [n] for n while its shape is unknown, and then no more

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
 from passes.inline_constants import LITERAL
+from passes.pack_weights import LEAST
 from rewriter.encode import RANDOM, subgraphs
 from rewriter.weights import LAW, WeightProgram
 
@@ -17,7 +19,7 @@ SMALL = 1 << 16
 """Bytes up to which folding may make a weight larger than what it is made of."""
 
 
-def fold_weights(model: ir.Model) -> WeightProgram | None:
+def fold_weights(model: ir.Model, *, smallest: bool = False) -> WeightProgram | None:
     """Every value that only weights reach becomes an initialiser; the program that computes them is returned.
 
     before                          after
@@ -26,9 +28,10 @@ def fold_weights(model: ir.Model) -> WeightProgram | None:
         y = MatMul(x, U)
 
     A weight that the model itself stores small and unpacks (int8 with scales, float16, a fill value) stays packed: unpacked it
-    would compute the same and be larger. Weights that no rewrite touched keep their initialisers.
+    would compute the same and be larger. Weights that no rewrite touched keep their initialisers. ``smallest``: a weight is evaluated
+    only where that makes the model smaller; others are made of what is stored whenever the model runs.
     """
-    nodes, wanted = _plan(model)
+    nodes, wanted = _plan(model, smallest)
     if not wanted:
         return None
     program = WeightProgram(_proto(model, nodes, wanted))
@@ -41,6 +44,8 @@ def fold_weights(model: ir.Model) -> WeightProgram | None:
 
     by_name = {v.name or "": v for v in wanted}
     for name, array in program.evaluate(weight):
+        if smallest:
+            array = _fewest_values(array, functools.partial(program.in_reals, name, weight))
         old = by_name[name]
         producer = old.producer()
         assert producer is not None
@@ -54,6 +59,18 @@ def fold_weights(model: ir.Model) -> WeightProgram | None:
         model.graph.register_initializer(new)
     _drop(nodes)
     return program
+
+
+def _fewest_values(array: np.ndarray, in_reals: Callable[[], np.ndarray]) -> np.ndarray:
+    """The weight as the model rounds it, or without its roundings between, if they are all that makes its values many.
+
+    A quantiser's straight-through form, (q - w) + w, leaves each of a few levels blurred by roundings.
+    """
+    if array.dtype.kind != "f" or array.size < LEAST:
+        return array
+    clean = in_reals()
+    close = np.allclose(clean, array, rtol=0, atol=1e-6 * float(np.abs(array).max()))
+    return clean if close and len(np.unique(clean)) < len(np.unique(array)) else array
 
 
 def _return(old: ir.Value, new: ir.Value, name: str, producer: ir.Node) -> None:
@@ -81,12 +98,44 @@ def weights_only(model: ir.Model) -> tuple[list[ir.Node], set[ir.Value]]:
     return nodes, constant
 
 
-def _plan(model: ir.Model) -> tuple[list[ir.Node], list[ir.Value]]:
+def _plan(model: ir.Model, smallest: bool) -> tuple[list[ir.Node], list[ir.Value]]:
     """The weights-only nodes, and which of their outputs are to become weights."""
     nodes, _ = weights_only(model)
     inside = set(nodes)
     frontier = [v for n in nodes for v in n.outputs if v.is_graph_output() or any(u.node not in inside for u in v.uses())]
-    return nodes, [v for v in frontier if isinstance(v.type, ir.TensorType) and not _is_copy(v) and not _packed(v, inside)]
+    frontier = [v for v in frontier if isinstance(v.type, ir.TensorType) and not _is_copy(v)]
+    return nodes, _smallest(model, frontier, inside) if smallest else [v for v in frontier if not _packed(v, inside)]
+
+
+def _smallest(model: ir.Model, frontier: list[ir.Value], inside: set[ir.Node]) -> list[ir.Value]:
+    """Which values to evaluate so that the fewest bytes are stored, from all and from none, one change at a time."""
+    sizes = {v: _bytes(v) for v in frontier}
+    sources = {v: {s for s in _above(v, inside)[1] if s.const_value is not None} for v in frontier}
+    read = {v for v in model.graph.initializers.values() if any(u.node not in inside for u in v.uses()) or v.is_graph_output()}
+
+    def stored(evaluated: set[ir.Value]) -> int:
+        kept = read.union(*(sources[v] for v in frontier if v not in evaluated))
+        return sum(sizes[v] or 0 for v in evaluated) + sum(s.const_value.nbytes for s in kept if s.const_value is not None)
+
+    known = {v for v in frontier if sizes[v] is not None}
+    best: set[ir.Value] | None = None
+    for start in (known, set[ir.Value]()):
+        chosen = set(start)
+        while True:
+            changes = [chosen ^ {v} for v in known]
+            change = min(changes, key=lambda c: (stored(c), -len(c)), default=chosen)
+            if (stored(change), -len(change)) >= (stored(chosen), -len(chosen)):
+                break
+            chosen = change
+        if best is None or stored(chosen) < stored(best):
+            best = chosen
+    return [v for v in frontier if best is not None and v in best]
+
+
+def _bytes(value: ir.Value) -> int | None:
+    if value.shape is None or not value.shape.is_static() or value.dtype is None:
+        return None
+    return int(np.prod(value.shape.numpy()) * value.dtype.itemsize)
 
 
 def _is_copy(value: ir.Value) -> bool:
@@ -103,11 +152,11 @@ def _foldable(node: ir.Node) -> bool:
 def _packed(value: ir.Value, inside: set[ir.Node]) -> bool:
     """Is this the model's own way to store a large tensor in fewer bytes? Its readers unpack it, as they did before."""
     above, sources = _above(value, inside)
-    if any(LAW in n.metadata_props for n in above) or value.shape is None or not value.shape.is_static() or value.dtype is None:
+    size = _bytes(value)
+    if size is None or any(LAW in n.metadata_props for n in above):
         return False
-    if not any(n.op_type in ("Cast", "DequantizeLinear", "ConstantOfShape", "Expand", "Tile", "EyeLike", "Range", "Gather") for n in above):
+    if not any(n.op_type in ("Cast", "DequantizeLinear", "ConstantOfShape", "Expand", "Tile", "EyeLike", "Range") for n in above):
         return False
-    size = int(np.prod(value.shape.numpy())) * value.dtype.itemsize
     return size > SMALL and size > 2 * sum(v.const_value.nbytes for v in sources if v.const_value is not None)
 
 

@@ -64,9 +64,26 @@ def squared(value: ir.Value | None) -> ir.Value | None:
 
 
 def last_axis_mean(value: ir.Value | None) -> ir.Value | None:
-    """What the value is the mean of, over the last axis, which is kept as 1."""
+    """What the value is the mean of, over the last axis, which is kept as 1; the mean may be a sum over the size."""
+    if (ratio := made_by(value, "Div")) is not None:
+        return _sum_over(ratio, scalar(operand(ratio, 1)), 0)
+    if (product := made_by(value, "Mul")) is not None:
+        found = number_and_rest(product)
+        return None if found is None or not found[0] else _sum_over(product, 1 / found[0], product.inputs.index(found[1]))
     node = made_by(value, "ReduceMean")
-    if node is None or not node.attributes.get_int("keepdims", 1):
+    return None if node is None else _over_last_axis(node)
+
+
+def _sum_over(node: ir.Node, size: float | None, place: int) -> ir.Value | None:
+    """What is summed over its last axis, which is kept, where that has the size that the sum is divided by."""
+    total = made_by(operand(node, place), "ReduceSum")
+    summed = None if total is None or size is None else _over_last_axis(total)
+    length = (dims(summed) or (None,))[-1]
+    return summed if isinstance(length, int) and near(size, length) else None
+
+
+def _over_last_axis(node: ir.Node) -> ir.Value | None:
+    if not node.attributes.get_int("keepdims", 1):
         return None
     axes, shape = const(operand(node, 1), 8), dims(operand(node, 0))
     if axes is None and "axes" in node.attributes:
@@ -74,3 +91,33 @@ def last_axis_mean(value: ir.Value | None) -> ir.Value | None:
     if axes is None or shape is None or axes.size != 1 or int(axes.reshape(-1)[0]) not in (-1, len(shape) - 1):
         return None
     return node.inputs[0]
+
+
+class Weights:
+    """Which values are expressions of initialisers alone."""
+
+    def __init__(self) -> None:
+        self._known: dict[ir.Value, bool] = {}
+
+    def __contains__(self, value: ir.Value | None) -> bool:
+        if value is None:
+            return False
+        stack = [value]
+        while stack:  # weights may be long chains of steps: no recursion
+            top = stack[-1]
+            node = top.producer()
+            if top not in self._known and node is not None and _expression(node):
+                unknown = [v for v in node.inputs if v is not None and v not in self._known]
+                if unknown:
+                    stack.extend(unknown)
+                    continue
+                self._known[top] = all(v is None or self._known[v] for v in node.inputs)
+            self._known.setdefault(top, top.is_initializer() and not top.is_graph_input())
+            stack.pop()
+        return self._known[value]
+
+
+def _expression(node: ir.Node) -> bool:
+    """A random operator has no inputs and makes no weight; nor does what reads an outer loop's value."""
+    inner = any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
+    return bool(node.inputs) and node.domain == "" and not inner and not node.op_type.startswith(("Random", "Bernoulli"))

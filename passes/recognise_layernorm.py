@@ -41,8 +41,8 @@ def _recognise(node: ir.Node, editor: Editor) -> None:
     if shape is None or not isinstance(shape[-1], int) or x.dtype != ir.DataType.FLOAT:
         return
     size, end = shape[-1], node.outputs[0]
-    scale, end = _applied(end, "Mul", size)
-    bias, end = _applied(end, "Add", size)
+    scale, end = applied(end, "Mul", size)
+    bias, end = applied(end, "Add", size)
     if scale is None:
         scale = editor.constant(np.ones(size, dtype=np.float32), "ones")
     last = end.producer()
@@ -104,13 +104,13 @@ def _centred(value: ir.Value) -> ir.Value | None:
     return x if last_axis_mean(difference.inputs[1]) is x else None
 
 
-def _applied(value: ir.Value, op_type: str, size: int) -> tuple[ir.Value | None, ir.Value]:
+def applied(value: ir.Value, op_type: str, size: int) -> tuple[ir.Value | None, ir.Value]:
     """The weight of that size that the value's only reader multiplies or adds, and what that makes."""
     reader = next(iter(value.consumers()), None)
     if reader is None or not read_once(value) or not is_op(reader, op_type) or reader.graph is not _graph(value):
         return None, value
     weight = other(reader, value)
-    if weight is None or static(weight) != (size,) or not weight.is_initializer():
+    if weight is None or static(weight) != (size,):
         return None, value
     return weight, reader.outputs[0]
 

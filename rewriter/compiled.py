@@ -87,7 +87,9 @@ class Compiled:
         fresh = self._folded(state)
         model = self._model.clone()
         for name, array in fresh.items():
-            value = model.graph.initializers[name]
+            value = model.graph.initializers.get(name)
+            if value is None:
+                raise RewriterError(f"weight {name!r} is stored as codes, which new weights would change: compile again")
             value.const_value = ir.Tensor(array, name=name)
         self._program = backend(self.backend).build(ir.to_proto(model), threads=self._threads)
         self._model = model

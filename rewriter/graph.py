@@ -61,11 +61,22 @@ def _macs(node: ir.Node, hints: Mapping[str, int]) -> int:
         return math.prod(out) * inputs[0][-1]
     if node.op_type == "Gemm" and inputs[0]:
         return math.prod(out) * inputs[0][0 if node.attributes.get_int("transA", 0) else 1]
+    if node.op_type == "Einsum":
+        return _einsum(node.attributes.get_string("equation", "").replace(" ", ""), inputs)
     if node.op_type in ("Conv", "ConvInteger") and len(inputs) > 1 and inputs[1]:
         return math.prod(out) * math.prod(inputs[1][1:])
     if node.op_type == "ConvTranspose" and len(inputs) > 1 and inputs[0] and inputs[1]:
         return math.prod(inputs[0]) * math.prod(inputs[1][1:])
     return 0
+
+
+def _einsum(equation: str, inputs: list[tuple[int, ...] | None]) -> int:
+    """One for every combination of its letters, where something is multiplied; 0 with an ellipsis."""
+    terms = equation.partition("->")[0].split(",")
+    if len(terms) < 2 or "." in equation:
+        return 0
+    sizes = {letter: size for term, shape in zip(terms, inputs, strict=False) for letter, size in zip(term, shape or (), strict=False)}
+    return math.prod(sizes.get(letter, 1) for letter in set("".join(terms)))
 
 
 def _names(value: ir.Value) -> tuple[int | str, ...] | None:

@@ -28,6 +28,7 @@ from passes.drop_dead import drop_dead
 from passes.drop_dead_channels import NAME as DEAD_CHANNELS
 from passes.drop_dead_channels import Shrunk, drop_dead_channels
 from passes.fold_weights import fold_weights
+from passes.pack_weights import pack_weights
 from passes.recognise_layernorm import recognise_layernorm
 from passes.recognise_rmsnorm import recognise_rmsnorm
 from passes.saturate import Decline, Search, saturate
@@ -37,11 +38,12 @@ from rewriter.edit import dims, graphs, tensor
 from rewriter.egraph import Limits, Saturator, SearchFailed
 from rewriter.encode import digest
 from rewriter.errors import BudgetError, InvalidInput, InvalidModel, RewriterError, VerificationFailed
-from rewriter.graph import summarise, weight_bytes
+from rewriter.graph import Summary, summarise, weight_bytes
 from rewriter.infer_onnx import infer
 from rewriter.race import Outcome, Race, build_options
 from rewriter.race import parse as race_engines
 from rewriter.read_onnx import read_onnx
+from rewriter.remarks import filled_zeros, mixed_samples
 from rewriter.report import Report
 from rewriter.rule import Rule
 from rewriter.structure import Structure
@@ -89,6 +91,8 @@ class _Source:
     expected: list[Any] | None = None
     """What the torch module itself gave for the example."""
     path: str | None = None
+    fixed: Mapping[str, str] = field(default_factory=dict)
+    """Weights that are in the model only as numbers made of them, and the digests of their values."""
 
 
 def optimize(
@@ -230,6 +234,8 @@ class _Attempt:
     search: Search
     weights: WeightProgram | None
     notes: list[str] = field(default_factory=list)
+    packed: list[str] = field(default_factory=list)
+    """Weights that are stored as codes."""
     kept: bool = False
     """Is it the model itself, untouched?"""
 
@@ -244,7 +250,7 @@ def _optimize(
     hints = _hints(source.model.graph, source.example)
     before = summarise(source.model, hints)
     watch("normalising")
-    plain = normalise(source.model.clone())
+    plain = normalise(source.model.clone(), smallest=objective == "memory")
     shared = share_weights(plain)
     infer(plain)
     watch("searching")
@@ -254,8 +260,8 @@ def _optimize(
         watch("verifying")
         oracle = running.result()
     attempt, verification = _verified(attempt, plain, source, laws, limits, objective, saturator, bench, oracle, hints)
-    if summarise(attempt.model).nodes > before.nodes:
-        more = "the rewritten graph had more nodes than the model: the model was kept as it was"
+    if _is_worse(summarise(attempt.model, hints), before, objective):
+        more = "the rewritten graph had more nodes than the model, and nothing for them: the model was kept as it was"
         attempt = _kept(source, attempt.search.stop, [*attempt.notes, more])
         verification = Verification(True, inputs=0, reason="the model itself")
     if attempt.kept:
@@ -265,6 +271,9 @@ def _optimize(
     watch.end()
     s = attempt.search
     s.value_facts = _dated(s.value_facts, plain)
+    attempt.notes += mixed_samples(plain)
+    if attempt.weights is not None and not attempt.kept:
+        attempt.notes += filled_zeros(attempt.weights, plain.graph.initializers, attempt.model.graph.initializers)
     report = Report(
         before, summarise(attempt.model, hints), _rewrites(s, laws.rules, verification), [asdict(d) for d in s.declined], verification,
         {"nodes": s.nodes, "classes": s.classes, "rounds": s.rounds, "seconds": round(s.seconds, 3), "stop": s.stop},
@@ -273,7 +282,10 @@ def _optimize(
     example = source.example
     if example is None and oracle.cases:
         example = [oracle.cases[0].feed[v.name or ""] for v in source.model.graph.inputs]
-    return Optimized(attempt.model, report, source.inputs, source.outputs, attempt.weights, s.value_facts, shared, example, oracle)
+    originals = {name: v.const_value for name, v in source.model.graph.initializers.items() if name in attempt.packed}
+    frozen = dict(source.fixed) | {name: digest(data.numpy()) for name, data in originals.items() if data is not None}
+    facts = s.value_facts | {name: (f"fixed:{value}",) for name, value in frozen.items()}
+    return Optimized(attempt.model, report, source.inputs, source.outputs, attempt.weights, facts, shared, example, oracle)
 
 
 def _attempt(
@@ -291,7 +303,7 @@ def _attempt(
             notes = [reason] if reason else []
             if search.stop != "saturated":
                 notes.append(f"the search was stopped by its limit of {search.stop}: more may be found with a higher one (limits=)")
-            return _finished(_with_graph(model, new), search, notes, laws.steps)
+            return _finished(_with_graph(model, new), search, notes, objective, laws.steps)
         except SearchFailed as failure:
             reason = f"the search did not end and was cut short: {failure}"
         except Exception as failure:  # noqa: BLE001  whatever goes wrong in a search is no reason to fail a compile
@@ -299,31 +311,41 @@ def _attempt(
             break
     notes = [f"{reason}; the model was kept"]
     try:
-        return _finished(plain.clone(), Search(stop="failed"), notes)
+        return _finished(plain.clone(), Search(stop="failed"), notes, objective)
     except Exception:  # noqa: BLE001  then not even its weights are folded
         return _Attempt(plain.clone(), Search(stop="failed"), None, notes)
+
+
+def _is_worse(after: Summary, before: Summary, objective: str) -> bool:
+    """More nodes than before must save something: bytes of weights, or multiply-accumulates."""
+    if after.nodes <= before.nodes:
+        return False
+    return after.weight_bytes >= before.weight_bytes if objective == "memory" else after.macs >= before.macs
 
 
 FEW_ROUNDS = 4
 """Rounds of a second try, after a search that ran out of time or memory."""
 
 
-def _finished(model: ir.Model, search: Search, notes: list[str], steps: Container[str] = ()) -> _Attempt:
+def _finished(model: ir.Model, search: Search, notes: list[str], objective: str, steps: Container[str] = ()) -> _Attempt:
+    smallest = objective == "memory"
     infer(model)
     compose(model)
-    weights = fold_weights(model)
+    weights = fold_weights(model, smallest=smallest)
     # A norm whose epsilon a law rescaled is one again now that epsilon is a number.
     recognise_layernorm(model)
     recognise_rmsnorm(model)
     drop_dead(model)
     weights = _whole_graph_steps(model, weights, search, steps)
     share_weights(model)
+    packed = pack_weights(model) if smallest else []
+    drop_dead(model)
     for graph in graphs(model):
         for node in graph:
             node.metadata_props.pop(LAW, None)
         graph.sort()
     infer(model)
-    return _Attempt(model, search, weights, notes)
+    return _Attempt(model, search, weights, notes, packed)
 
 
 WHOLE_GRAPH = (COLLAPSE, DEAD_CHANNELS)
@@ -524,7 +546,7 @@ def _read_torch(model: Any, example_inputs: Any, constants: Mapping[str, Any] | 
         raise InvalidInput("a torch module needs example_inputs, a tuple as it takes them: its graph is traced with them")
     program = read_torch(model, example_inputs, constants=constants)
     if program.call is None or program.example is None:
-        return _Source(program.model, program.inputs, program.outputs)
+        return _Source(program.model, program.inputs, program.outputs, fixed=program.fixed)
     args, kwargs = program.call
     expected = None
     exported = isinstance(model, torch.export.ExportedProgram)
@@ -534,7 +556,7 @@ def _read_torch(model: Any, example_inputs: Any, constants: Mapping[str, Any] | 
             expected = [_numpy(v) for v in _leaves(run(*args, **kwargs))]
         if len(expected) != program.outputs.leaves:
             expected = None
-    return _Source(program.model, program.inputs, program.outputs, [_numpy(a) for a in program.example], expected)
+    return _Source(program.model, program.inputs, program.outputs, [_numpy(a) for a in program.example], expected, fixed=program.fixed)
 
 
 def _is_module(model: Any) -> bool:

@@ -14,7 +14,7 @@ import re
 import warnings
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import onnx_ir as ir
@@ -23,10 +23,12 @@ import torch.utils._pytree as pytree
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
+from rewriter.complex_weights import fold_complex_weights
 from rewriter.edit import Editor
 from rewriter.errors import InvalidInput, UnsupportedModel
 from rewriter.opset import OPSET
 from rewriter.read_onnx import prepare
+from rewriter.seeded import SeededDraws
 from rewriter.structure import LEAF, Builder, Structure, Tree
 
 
@@ -41,6 +43,8 @@ class TorchProgram:
     """The example as the module takes it, with inputs that are declared constant at their constants."""
     example: list[Any] | None = None
     """The same as the model's inputs."""
+    fixed: Mapping[str, str] = field(default_factory=dict)
+    """Weights that are part of the program, and the digests of their values."""
 
 
 def read_torch(
@@ -65,6 +69,7 @@ def read_torch(
         call = _arguments(module, example_inputs, constants)
         program = _export(module, *call)
     _refuse_state(program)
+    program, fixed = fold_complex_weights(program)
     model = _to_onnx(program)
     inputs, outputs = _input_structure(program, names), _output_structure(program)
     _one_value_per_output(model, program)
@@ -78,7 +83,7 @@ def read_torch(
     example = None
     if call is not None:
         example = [leaf for place, leaf in enumerate(inputs.flatten(*call)) if place not in dropped]
-    return TorchProgram(model, inputs.without(dropped) if dropped else inputs, outputs, call, example)
+    return TorchProgram(model, inputs.without(dropped) if dropped else inputs, outputs, call, example, fixed)
 
 
 def _tuple(inputs: Any) -> tuple[Any, ...]:
@@ -119,16 +124,17 @@ def _arguments(
 
 def _fixed(example: Any, constant: Any, name: str) -> Any:
     """The constant in the form that the example has; as a tensor where there is no example."""
-    if isinstance(example, torch.Tensor):
-        try:
-            value = torch.as_tensor(constant)
-            return value.to(example.dtype).expand(example.shape) if value.ndim == 0 else value.to(example.dtype)
-        except (TypeError, ValueError, RuntimeError):
-            raise InvalidInput(f"the constant for input '{name}' is no array") from None
     if isinstance(example, (bool, int, float, str)):
         return type(example)(constant)
-    value = torch.as_tensor(constant)
-    return value.float() if value.dtype == torch.float64 else value
+    try:
+        value = torch.as_tensor(constant)
+    except (TypeError, ValueError, RuntimeError):
+        raise InvalidInput(f"the constant for input '{name}' is no array") from None
+    if not isinstance(example, torch.Tensor):
+        return value.float() if value.dtype == torch.float64 else value
+    if value.ndim and value.shape != example.shape:
+        raise InvalidInput(f"the constant for input '{name}' has shape {list(value.shape)}, its example {list(example.shape)}")
+    return value.to(example.dtype).expand(example.shape)
 
 
 def _known(module: torch.nn.Module, example: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -144,7 +150,7 @@ def _known(module: torch.nn.Module, example: Mapping[str, Any]) -> Mapping[str, 
 def _export(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
     before = _state(module)
     try:
-        with _silence(), torch.no_grad():
+        with _silence(), torch.no_grad(), SeededDraws(module):
             program = torch.export.export(module, args, kwargs, strict=False)
             if any(_mutates(node) for node in program.graph.nodes):
                 program = program.run_decompositions({})  # functional again; the signature then says what changed

@@ -101,6 +101,12 @@ class WeightProgram:
             wanted = helper.tensor_dtype_to_np_dtype(output.type.tensor_type.elem_type)
             yield output.name, np.asarray(self._one(output.name, weight)).astype(wanted, copy=False)
 
+    def in_reals(self, name: str, weight: Lookup) -> Array:
+        """One folded weight with every step in float64, rounded once: what it would be if the model computed without rounding."""
+        (output,) = (o for o in self.proto.graph.output if o.name == name)
+        wanted = helper.tensor_dtype_to_np_dtype(output.type.tensor_type.elem_type)
+        return np.asarray(self._run(self._above(name), name, weight, {}, float64=True)).astype(wanted, copy=False)
+
     def _one(self, name: str, weight: Lookup) -> Array:
         nodes = self._above(name)
         exact = {o for i in nodes if not self._law[i] for o in self._nodes[i].output}
@@ -124,6 +130,11 @@ class WeightProgram:
         model = helper.make_model_gen_version(graph, opset_imports=self.proto.opset_import, ir_version=self.proto.ir_version)
         model.functions.extend(self.proto.functions)
         return reference.ReferenceProgram(model, float64)(*arrays.values())[0]  # type: ignore[no-any-return]
+
+    def sources(self, name: str) -> list[str]:
+        """The original weights that one folded weight is made of."""
+        originals = set(self.inputs)
+        return sorted({r for i in self._above(name) for r in self._reads[i]} & originals)
 
     def _above(self, name: str) -> list[int]:
         """The nodes that ``name`` is computed by, by place, in the program's order."""

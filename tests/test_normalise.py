@@ -7,18 +7,23 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 import pytest
-from onnx_text import assert_same, parse, read, run
+from onnx_text import assert_same, parse, read, run, run_ort
 
 from passes import NORMALISE, normalise
 from passes.batchnorm_to_affine import batchnorm_to_affine
+from passes.choose_constant_branch import choose_constant_branch
 from passes.drop_identity import drop_identity
 from passes.einsum_to_matmul import einsum_to_matmul
 from passes.fold_shapes import MOST_NUMBERS, fold_shapes
+from passes.gathernd_to_gather import gathernd_to_gather
 from passes.gemm_to_matmul import gemm_to_matmul
 from passes.inline_constants import inline_constants
+from passes.pad_into_conv import pad_into_conv
 from passes.recognise_gelu import recognise_gelu
 from passes.recognise_layernorm import recognise_layernorm
+from passes.recognise_relu import recognise_relu
 from passes.recognise_rmsnorm import recognise_rmsnorm
+from passes.sequence_to_split import sequence_to_split
 from rewriter.read_onnx import read_onnx
 from rewriter.text import text
 
@@ -454,6 +459,132 @@ def test_what_resembles_rmsnorm_stays(old: str, new: str) -> None:
     weights = _AXES + ", int64[1] first = {0}"
     body = f"main (float[3, 3] x, float[3, 3] x2) => (float[3, 3] y) <{weights}> {{ {_RMS_NORM.replace(old, new)} }}"
     untouched(body, recognise_rmsnorm)
+
+
+def test_rmsnorm_without_a_scale_as_a_sum(golden: Golden) -> None:
+    """Its mean is a sum over the size; nothing is multiplied with it."""
+    body = _RMS_NORM.replace("ReduceMean(q, last)", "ReduceSum(q, last)").replace("mean = ", "total = ").replace("shifted =", "mean = Div(total, three)  shifted =")
+    body = body.replace("y = Mul(s, unit)", "").replace("unit = ", "y = ")
+    weights = _AXES + ", float three = {3}"
+    check(golden, f"main (float[n, 3] x) => (float[n, 3] y) <{weights}> {{ {body} }}", recognise_rmsnorm, rtol=1e-5, n=4)
+
+
+def test_a_sum_over_another_number_is_no_mean() -> None:
+    body = _RMS_NORM.replace("ReduceMean(q, last)", "ReduceSum(q, last)").replace("mean = ", "total = ").replace("shifted =", "mean = Div(total, two)  shifted =")
+    untouched(f"main (float[3, 3] x) => (float[3, 3] y) <{_AXES}> {{ {body} }}", recognise_rmsnorm)
+
+
+# --- recognise_relu
+
+
+@pytest.mark.parametrize("form", ["Max(x, zero)", "Max(zero, x)", "Clip(x, zero)"])
+def test_a_maximum_with_zero_is_relu(form: str) -> None:
+    body = f"main (float[2, 3] x) => (float[2, 3] y) <float zero = {{0}}> {{ y = {form} }}"
+    after = recognise_relu(read(body))
+    assert ops(after) == ["Relu"]
+    assert_same(parse(body), after, 0.0)
+
+
+@pytest.mark.parametrize("form", ["Max(x, one)", "Clip(x, zero, one)", "Clip(x)", "Clip(x, , zero)", "Max(x, wide)", "Min(x, zero)"])
+def test_other_bounds_stay(form: str) -> None:
+    result = "1, 3, 3" if "wide" in form else "3, 3"
+    untouched(f"main (float[3, 3] x) => (float[{result}] y) <float zero = {{0}}, float one = {{1}}, float[1, 1, 1] wide = {{0}}> {{ y = {form} }}", recognise_relu)
+
+
+def test_whole_numbers_stay() -> None:
+    untouched("main (int64[3] x) => (int64[3] y) <int64 zero = {0}> { y = Max(x, zero) }", recognise_relu)
+
+
+# --- pad_into_conv
+
+_KERNEL = "float[1, 1, 2, 2] k = {1, 2, 3, 4}"
+
+
+def test_zeros_around_an_image(golden: Golden) -> None:
+    check(golden, f"""main (float[1, 1, 3, 4] x) => (float[1, 1, 6, 5] y) <{_KERNEL}, int64[4] p = {{1, 2, 1, 0}}, int64[2] axes = {{-2, 3}}, float zero = {{0}}> {{
+        a = Pad(x, p, zero, axes)
+        y = Conv <pads: ints = [1, 0, 1, 0]> (a, k)
+    }}""", pad_into_conv)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("pads", "mode", "value"),
+    [("0, 0, 1, 1, 0, 0, 1, 1", "reflect", "0"), ("0, 0, 1, 1, 0, 0, 1, 1", "constant", "2"), ("1, 0, 1, 1, 0, 0, 1, 1", "constant", "0"), ("0, 0, -1, 1, 0, 0, 1, 1", "constant", "0")],
+)
+def test_other_paddings_stay(pads: str, mode: str, value: str) -> None:
+    untouched(f"""main (float[1, 1, 4, 4] x) => (float[a, b, c, d] y) <{_KERNEL}, int64[8] p = {{{pads}}}, float v = {{{value}}}> {{
+        z = Pad <mode: string = "{mode}"> (x, p, v)
+        y = Conv(z, k)
+    }}""", pad_into_conv)  # fmt: skip
+
+
+# --- sequence_to_split
+
+
+@pytest.mark.parametrize(
+    ("split", "keepdims", "places", "shapes"),
+    [("int64 n = {4}", 1, (0, 2, -1), ("2, 4", "2, 2", "2, 2")), ("int64[3] n = {3, 5, 2}", 1, (1,), ("2, 5",)), ("", 0, (0, 9), ("2", "2"))],
+)
+def test_a_sequence_taken_apart(split: str, keepdims: int, places: tuple[int, ...], shapes: tuple[str, ...]) -> None:
+    outputs = ", ".join(f"float[{shape}] y{i}" for i, shape in enumerate(shapes))
+    numbers = ", ".join([*([split] if split else []), *(f"int64 at{i} = {{{place}}}" for i, place in enumerate(places))])
+    readers = "  ".join(f"y{i} = SequenceAt(s, at{i})" for i in range(len(places)))
+    operand = "x, n" if split else "x"
+    body = f"main (float[2, 10] x) => ({outputs}) <{numbers}> {{ s = SplitToSequence <axis: int = 1, keepdims: int = {keepdims}> ({operand})  {readers} }}"
+    after = sequence_to_split(read(body))
+    assert not {"SplitToSequence", "SequenceAt"} & set(ops(after))
+    assert_same(parse(body), after, 0.0, engine=run_ort)
+
+
+@pytest.mark.parametrize("reader", ["y = SequenceLength(s)", "y = SequenceAt(s, i)"])
+def test_a_sequence_that_is_used_stays(reader: str) -> None:
+    result = "int64 y" if "Length" in reader else "float[2, a] y"
+    untouched(f"main (float[2, 10] x, int64 i) => ({result}) <int64 n = {{4}}> {{ s = SplitToSequence <axis: int = 1> (x, n)  {reader} }}", sequence_to_split)
+
+
+# --- gathernd_to_gather
+
+
+@pytest.mark.parametrize("make", ["u = Unsqueeze(i, last)", "u = Reshape(i, column)"])
+def test_rows_by_one_index(make: str) -> None:
+    body = f"""main (float[4, 3] x) => (float[2, 3] y) <int64[2] i = {{2, -4}}, int64[1] last = {{-1}}, int64[2] column = {{2, 1}}> {{ {make}  y = GatherND(x, u) }}"""
+    after = gathernd_to_gather(read(body))
+    assert "GatherND" not in ops(after)
+    assert_same(parse(body), after, 0.0)
+
+
+def test_single_entries_stay() -> None:
+    untouched("main (float[4, 3] x) => (float[1] y) <int64[1, 2] i = {2, 1}> { y = GatherND(x, i) }", gathernd_to_gather)
+
+
+# --- choose_constant_branch
+
+
+@pytest.mark.parametrize(("condition", "left"), [("bool c = {1}", "a"), ("bool[2, 1] c = {0, 0}", "b")])
+def test_a_decided_choice(condition: str, left: str) -> None:
+    body = f"""main (float[2, 3] x, float[3] z) => (float[2, 3] y) <{condition}> {{ a = Neg(x)  b = Abs(z)  y = Where(c, a, b) }}"""
+    after = choose_constant_branch(read(body))
+    assert "Where" not in ops(after) and ("Neg" in ops(after)) == (left == "a")
+    assert_same(parse(body), after, 0.0)
+
+
+@pytest.mark.parametrize("condition", ["bool[2, 1] c = {0, 1}", ""])
+def test_an_open_choice_stays(condition: str) -> None:
+    inputs = "float[2, 3] x" if condition else "float[2, 3] x, bool[2, 1] c"
+    untouched(f"main ({inputs}) => (float[2, 3] y) <{condition}{', ' if condition else ''}float[3] z = {{1, 2, 3}}> {{ y = Where(c, x, z) }}", choose_constant_branch)
+
+
+# --- drop_identity: pooling
+
+
+def test_windows_of_one_element_go() -> None:
+    body = "main (float[1, 2, 5] x) => (float[1, 2, 5] y) { a = AveragePool <kernel_shape: ints = [1]> (x)  y = Relu(a) }"
+    assert ops(drop_identity(read(body))) == ["Relu"]
+
+
+@pytest.mark.parametrize("attributes", ["kernel_shape: ints = [2]", "kernel_shape: ints = [1], strides: ints = [2]", "kernel_shape: ints = [1], pads: ints = [1, 0]"])
+def test_other_windows_stay(attributes: str) -> None:
+    untouched(f"main (float[1, 2, 5] x) => (float[1, 2, n] y) {{ a = AveragePool <{attributes}> (x)  y = Relu(a) }}", drop_identity)
 
 
 # --- recognise_gelu

@@ -71,7 +71,7 @@ class Reduced(Liger):
 
     def __init__(self) -> None:
         super().__init__()
-        self.half = nn.Parameter(torch.empty(WIDTH, WIDTH))
+        self.unused = nn.Parameter(torch.empty(WIDTH, WIDTH))
 
     def gate(self, k: torch.Tensor) -> torch.Tensor:
         return k

@@ -72,7 +72,7 @@ SMALL = 4 * (WIDTH * WIDTH + DEPTH * 2 * RANK * WIDTH + WIDTH + DEPTH * 2 * WIDT
 def test_the_objective_decides(module: Any, door: str, record: Any) -> None:
     fast, small = (through(door, awake(module()), inputs(), objective=o) for o in ("latency", "memory"))
     is_plain(fast, plain(plain_recursion, inputs))
-    right(small)
+    right(small, kept=True)
     assert small.weight_bytes <= SMALL + 64, f"{small.weight_bytes} bytes, {SMALL} expected\n{small.graph}"
     np.testing.assert_allclose(fast.outputs[0], small.outputs[0], rtol=0, atol=1e-5 * np.abs(fast.outputs[0]).max())
     record(PAPER, fast)

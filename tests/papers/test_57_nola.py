@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import rewriter
 from papers.fixture import Paper, each, is_plain, normal, plain, through
 
 PAPER = Paper(57, "seeded bases are constants, the layer is plain; the global generator stays where it was")
@@ -74,9 +75,8 @@ def test_seeded_bases_cost_nothing(module: Any, door: str, record: Any) -> None:
 
 def test_the_global_generator_stays_where_it_was() -> None:
     """The module seeds it in its forward; reading the module does not."""
-    import rewriter
-
+    module = GlobalSeed().eval()
     torch.manual_seed(1234)
     state = torch.random.get_rng_state()
-    rewriter.optimize(GlobalSeed().eval(), inputs())
+    rewriter.optimize(module, inputs())
     assert torch.equal(state, torch.random.get_rng_state())

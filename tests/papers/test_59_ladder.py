@@ -37,14 +37,14 @@ class Ladder(nn.Module):
 
 
 class ByEinsum(Ladder):
-    """The gate as one lerp, products as einsums, the head's scale on its weight."""
+    """The gate on the difference, products as einsums, the head's scale on its weight."""
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
         z = F.linear(h, self.down[LAYERS].weight, self.down[LAYERS].bias)
         for i in range(LAYERS):
             h = torch.einsum("ni,oi->no", h, self.backbone[i].weight).add(self.backbone[i].bias).tanh()
             own = h @ self.down[i].weight.t() + self.down[i].bias
-            mixed = torch.lerp(own, z, (self.alpha[i] * 10).sigmoid())
+            mixed = own + (self.alpha[i] * 10).sigmoid() * (z - own)
             z = torch.tanh(torch.einsum("ni,oi->no", mixed, self.side[i].weight) + self.side[i].bias)
         wide = z @ self.up.weight.t() + self.up.bias
         return torch.einsum("ni,wi->nw", wide, self.head.weight / 4)

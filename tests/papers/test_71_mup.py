@@ -94,7 +94,7 @@ def test_a_tied_readout_is_scaled_once(module: Any, door: str, record: Any) -> N
 
 def test_memory_keeps_the_tied_table_once() -> None:
     outcome = through("torch", awake(TiedReadout()), (torch.tensor([[1, 5, 29], [0, 0, 7]]),), objective="memory")
-    right(outcome)
+    right(outcome, kept=True)
     assert outcome.weight_bytes <= 4 * (WORDS * WIDTH + 2 * WIDTH) + 64, f"{outcome.weight_bytes}\n{outcome.graph}"
 
 
