@@ -7,14 +7,16 @@ machine, no allocation, nothing between two kernels but a call. Equal kernels ar
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from backends.tvm.arena import ALIGNMENT, SLACK, Block, arrange
-from backends.tvm.kernel import Config, Kernel, Machine
+from backends.tvm.kernel import Config, Kernel
 from backends.tvm.lowering import Lowering, Packed, Storage
 from backends.tvm.views import View
 
@@ -43,13 +45,14 @@ class Layout:
     """Where everything lies: for each launch the places of its parameters; the weights; the workspace's size in bytes."""
 
     places: tuple[tuple[Place, ...], ...]
-    weights: Array
+    weights: Weights
     workspace: int
 
 
 def plan(low: Lowering, configs: Mapping[Kernel, Config]) -> Layout:
     """The memory of a region whose kernels have these configurations."""
-    weights = _Weights()
+    weights = Weights()
+    weights.pack(low, configs)
     storages: dict[int, Place] = {}
     for number, storage in enumerate(low.storages):
         if storage.kind == "weight":
@@ -63,9 +66,8 @@ def plan(low: Lowering, configs: Mapping[Kernel, Config]) -> Layout:
     storages.update({number: Place("workspace", 0, offset) for number, offset in temporaries.items()})
     launches = []
     for index, launch in enumerate(low.launches):
-        config = configs[launch.kernel]
         places = [
-            weights.packed(launch.kernel, part, config, low.machine) if isinstance(part, Packed)
+            weights.packed(launch.kernel, part) if isinstance(part, Packed)
             else _shifted(storages[part.storage], part)
             for part in launch.reads
         ]  # fmt: skip
@@ -73,7 +75,7 @@ def plan(low: Lowering, configs: Mapping[Kernel, Config]) -> Layout:
         if index in scratches:
             places.append(Place("workspace", 0, scratches[index]))
         launches.append(tuple(places))
-    return Layout(tuple(launches), weights.whole(), workspace)
+    return Layout(tuple(launches), weights.end(), workspace)
 
 
 def structure(low: Lowering, configs: Mapping[Kernel, Config], layout: Layout) -> object:
@@ -142,34 +144,70 @@ def _address(data: Any, offset: int, kind: Any) -> Any:
     return ir.Call(ir.Op.get("tirx.handle_add_byte_offset"), [data, tirx.IntImm("int64", offset)], ret_ty=kind)
 
 
-class _Weights:
+class Weights:
     """Arrays one after the other, aligned, equal ones once."""
 
     def __init__(self) -> None:
         self._arrays: list[Array] = []
-        self._known: dict[tuple[Any, ...], int] = {}
-        self._size = 0
+        self._known: dict[tuple[int, int], list[tuple[Array, int]]] = {}  # by size and checksum
         self._packed: dict[tuple[int, Kernel], int] = {}
+        self.nbytes = 0
 
-    def packed(self, kernel: Kernel, part: Packed, config: Config, machine: Machine) -> Place:
-        """The place of weights that ``kernel`` packs; a band of an image finds those of the band before."""
-        key = (id(part), kernel)
-        if key not in self._packed:
-            self._packed[key] = self.add(kernel.pack(part.array, config, machine))  # type: ignore[attr-defined]
-        return Place("weights", 0, self._packed[key])
+    def pack(self, low: Lowering, configs: Mapping[Kernel, Config]) -> None:
+        """Let the kernels pack their weights, on all cores: NumPy's loops leave the interpreter to others."""
+        wanted: dict[tuple[int, Kernel], Packed] = {}
+        for launch in low.launches:
+            wanted.update({(id(part), launch.kernel): part for part in launch.reads if isinstance(part, Packed)})
+
+        def packed(kernel: Kernel, part: Packed) -> tuple[Array, int]:
+            flat = _bytes_of(kernel.pack(part.array, configs[kernel], low.machine))  # type: ignore[attr-defined]
+            return flat, zlib.adler32(flat.data)
+
+        with ThreadPoolExecutor(low.machine.threads) as pool:
+            made = pool.map(lambda item: packed(item[0][1], item[1]), wanted.items())
+            for key, (flat, checksum) in zip(wanted, made, strict=True):
+                self._packed[key] = self._put(flat, checksum)
+
+    def packed(self, kernel: Kernel, part: Packed) -> Place:
+        """The place of weights that ``kernel`` packed; a band of an image finds those of the band before."""
+        return Place("weights", 0, self._packed[id(part), kernel])
 
     def add(self, array: Array) -> int:
-        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        key = (flat.size, hash(flat.tobytes()))
-        if key not in self._known:
-            self._known[key] = self._size
-            room = -(-(flat.size + SLACK) // ALIGNMENT) * ALIGNMENT
-            self._arrays.append(np.pad(flat, (0, room - flat.size)))
-            self._size += room
-        return self._known[key]
+        """Where ``array`` lies, in bytes."""
+        flat = _bytes_of(array)
+        return self._put(flat, zlib.adler32(flat.data))
 
-    def whole(self) -> Array:
-        return np.concatenate(self._arrays) if self._arrays else np.zeros(ALIGNMENT, np.uint8)
+    def write(self, file: IO[bytes]) -> None:
+        """All of it, in order."""
+        for flat in self._arrays:
+            file.write(flat.data)
+            file.write(bytes(_room(flat) - flat.size))
+        if not self._arrays:
+            file.write(bytes(self.nbytes))
+
+    def end(self) -> Weights:
+        """These, with nothing to come."""
+        self.nbytes = self.nbytes or ALIGNMENT
+        return self
+
+    def _put(self, flat: Array, checksum: int) -> int:
+        alike = self._known.setdefault((flat.size, checksum), [])
+        for other, offset in alike:
+            if np.array_equal(flat, other):
+                return offset
+        alike.append((flat, self.nbytes))
+        self._arrays.append(flat)
+        self.nbytes += _room(flat)
+        return alike[-1][1]
+
+
+def _bytes_of(array: Array) -> Array:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _room(flat: Array) -> int:
+    """Bytes from the start of ``flat`` to that of what comes next."""
+    return -(-(flat.size + SLACK) // ALIGNMENT) * ALIGNMENT
 
 
 def _temporaries(low: Lowering, configs: Mapping[Kernel, Config]) -> tuple[dict[int, int], dict[int, int], int]:
