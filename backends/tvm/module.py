@@ -7,6 +7,8 @@ machine, no allocation, nothing between two kernels but a call. Equal kernels ar
 from __future__ import annotations
 
 import os
+import sys
+import tempfile
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +24,7 @@ from backends.tvm.views import View
 
 Array = np.ndarray[Any, Any]
 ENTRY = "region"
+_PLAIN_C = 1  # a calling convention for which TVM does not wrap a function: pointers go in as they are
 # TVM tells LLVM that two buffers of one function never overlap. Once kernels are inlined, the output of one and the input of
 # the next are two such buffers: no load may go before a store across the line between kernels. It costs no instruction.
 _BARRIER = """define i32 @rewriter_barrier() alwaysinline {
@@ -96,22 +99,34 @@ def signature(low: Lowering, layout: Layout) -> dict[str, Any]:
 
 
 def build(low: Lowering, configs: Mapping[Kernel, Config], layout: Layout, library: str | os.PathLike[str]) -> None:
-    """Write the region's machine code to the shared library ``library``; ``ENTRY`` is the function to call."""
+    """Write the region's machine code to the shared library ``library``; ``ENTRY`` is the function to call.
+
+    The kernels are shared out to as many objects as there are threads, and linked: LLVM takes all the time.
+    """
     import tvm  # type: ignore[import-untyped, unused-ignore]
+    from tvm.support.cc import create_shared  # type: ignore[import-untyped, unused-ignore]
 
     from backends.tvm.codegen import compile_functions
 
-    parts: dict[Any, Any] = {}
     functions: dict[Kernel, Any] = {}
-    for launch in low.launches:
-        if launch.kernel not in functions:
-            functions[launch.kernel] = variable = tvm.ir.GlobalVar(f"kernel{len(functions)}")
-            parts[variable] = launch.kernel.write(configs[launch.kernel], low.machine)
-    parts[tvm.ir.GlobalVar(ENTRY)] = _entry(low, layout, functions, parts)
-    compile_functions(parts, low.machine).export_library(os.fspath(library))
+    for kernel in dict.fromkeys(launch.kernel for launch in low.launches):
+        written = kernel.write(configs[kernel], low.machine)
+        functions[kernel] = written.with_attr({"global_symbol": f"rewriter_kernel{len(functions)}", "calling_conv": _PLAIN_C})
+    parts = [_entry(low, layout, functions), *functions.values()]
+    count = min(low.machine.threads, len(parts))
+
+    def compiled(share: int) -> str:
+        path = os.path.join(folder, f"{share}.o")
+        named = {tvm.ir.GlobalVar(str(part.attrs["global_symbol"])): part for part in parts[share::count]}
+        compile_functions(named, low.machine).write_to_file(path, "o")
+        return path
+
+    with tempfile.TemporaryDirectory(prefix="rewriter-") as folder, ThreadPoolExecutor(count) as pool:
+        own = ["-Wl,-Bsymbolic"] if sys.platform == "linux" else []  # the kernels of two libraries have the same names
+        create_shared(os.fspath(library), list(pool.map(compiled, range(count))), options=own)
 
 
-def _entry(low: Lowering, layout: Layout, functions: Mapping[Kernel, Any], parts: Mapping[Any, Any]) -> Any:
+def _entry(low: Lowering, layout: Layout, functions: Mapping[Kernel, Any]) -> Any:
     from tvm import ir, tirx  # type: ignore[import-untyped, unused-ignore]
 
     from backends.tvm.emit import stored
@@ -128,9 +143,9 @@ def _entry(low: Lowering, layout: Layout, functions: Mapping[Kernel, Any], parts
         function = functions[launch.kernel]
         addresses = [
             _address(memories[place.memory, place.index].data, place.offset, parameter.ty)
-            for place, parameter in zip(places, parts[function].params, strict=True)
+            for place, parameter in zip(places, function.params, strict=True)
         ]
-        body.append(tirx.Evaluate(ir.Call(function, addresses, ret_ty=ir.PrimType("int32"))))
+        body.append(tirx.Evaluate(tirx.call_extern("int32", function.attrs["global_symbol"], *addresses)))
         body.append(tirx.Evaluate(tirx.call_extern("int32", "rewriter_barrier")))
     whole = tirx.SeqStmt([*body, tirx.Evaluate(tirx.IntImm("int32", 0))])
     whole = tirx.AttrStmt(tirx.IntImm("int32", 0), "pragma_import_llvm", ir.StringImm(_BARRIER), whole)
