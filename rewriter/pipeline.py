@@ -27,6 +27,7 @@ from passes.fold_weights import fold_weights
 from passes.saturate import Decline, Search, saturate
 from passes.share_weights import share_weights
 from rewriter.compiled import Compiled
+from rewriter.cost import Prices, Rates
 from rewriter.edit import dims, graphs
 from rewriter.egraph import Limits, Saturator, SearchFailed
 from rewriter.errors import BudgetError, InvalidInput, InvalidModel, RewriterError, VerificationFailed
@@ -117,7 +118,7 @@ def optimize(
         bench = _Bench(stack.enter_context(Isolated()), stack.enter_context(tempfile.TemporaryDirectory(prefix="rewriter-")))
         watch("reading")
         source = _read(model, example_inputs, constants, input_shapes)
-        return _optimize(source, chosen, bounds, objective, saturator, bench, watch)
+        return _optimize(source, chosen, bounds, Prices.for_objective(objective), saturator, bench, watch)
 
 
 def compile(
@@ -159,7 +160,8 @@ def compile(
         bench.before_is_there = race.load_before
         watch("reading")
         source = _read(model, example_inputs, constants, input_shapes)
-        result = _optimize(source, chosen, bounds, objective, saturator, bench, watch)
+        prices = Prices.for_objective(objective, _rates(engines, threads))
+        result = _optimize(source, chosen, bounds, prices, saturator, bench, watch)
         watch("measuring")
         if race.measures:
             write_onnx(result.ir_model, bench.after)
@@ -172,6 +174,15 @@ def compile(
         result.ir_model, program, result.report, inputs=result.inputs, outputs=result.outputs, weights=result.weights,
         facts=result.facts, shared=result.shared, threads=threads,
     )  # fmt: skip
+
+
+def _rates(engines: Sequence[str], threads: int | None) -> Rates | None:
+    """What our kernels' database knows about this machine, where they compete."""
+    if "tvm" not in engines:
+        return None
+    from backends.tvm.rates import measured
+
+    return measured(threads)
 
 
 def _built(outcome: Outcome, result: Optimized, folder: str, target: str, threads: int | None, tune: int) -> Program:
@@ -232,7 +243,7 @@ def _kept(source: _Source, stop: str, notes: list[str]) -> _Attempt:
 
 
 def _optimize(
-    source: _Source, rules: Sequence[Rule], limits: Limits, objective: str, saturator: Saturator, bench: _Bench, watch: _Watch
+    source: _Source, rules: Sequence[Rule], limits: Limits, objective: Prices, saturator: Saturator, bench: _Bench, watch: _Watch
 ) -> Optimized:
     hints = _hints(source.model.graph, source.example)
     before = summarise(source.model, hints)
@@ -269,7 +280,7 @@ def _optimize(
 
 
 def _attempt(
-    plain: ir.Model, rules: Sequence[Rule], limits: Limits, objective: str, saturator: Saturator, hints: Mapping[str, int]
+    plain: ir.Model, rules: Sequence[Rule], limits: Limits, objective: Prices, saturator: Saturator, hints: Mapping[str, int]
 ) -> _Attempt:
     """Search every graph of a normalised model, subgraphs first, and write the result. A failed search leaves the model."""
     reason = ""
@@ -315,7 +326,7 @@ def _finished(model: ir.Model, search: Search, notes: list[str]) -> _Attempt:
 
 
 def _search_subgraphs(
-    graph: ir.Graph, rules: Sequence[Rule], limits: Limits, objective: str, saturator: Saturator, hints: Mapping[str, int], total: Search
+    graph: ir.Graph, rules: Sequence[Rule], limits: Limits, objective: Prices, saturator: Saturator, hints: Mapping[str, int], total: Search
 ) -> None:
     for node in graph:
         for name, attribute in list(node.attributes.items()):
@@ -333,7 +344,7 @@ ALGEBRA = {"MatMul", "Conv", "Add", "Sub", "Mul", "Div"}
 
 
 def _search(
-    graph: ir.Graph, rules: Sequence[Rule], limits: Limits, objective: str, saturator: Saturator, hints: Mapping[str, int]
+    graph: ir.Graph, rules: Sequence[Rule], limits: Limits, objective: Prices, saturator: Saturator, hints: Mapping[str, int]
 ) -> tuple[ir.Graph, Search]:
     if not any(n.op_type in ALGEBRA for n in graph):
         return graph, Search()
@@ -396,7 +407,7 @@ def _cases(bench: _Bench, path: str, made: Sequence[tuple[str, Feed]]) -> list[C
 
 
 def _verified(
-    attempt: _Attempt, plain: ir.Model, source: _Source, rules: Sequence[Rule], limits: Limits, objective: str,
+    attempt: _Attempt, plain: ir.Model, source: _Source, rules: Sequence[Rule], limits: Limits, objective: Prices,
     saturator: Saturator, bench: _Bench, oracle: Oracle, hints: Mapping[str, int],
 ) -> tuple[_Attempt, Verification]:  # fmt: skip
     """The attempt if it is right; else one without the rule that is to blame, and a note; else the model as it was."""

@@ -28,13 +28,21 @@ def detect(threads: int, processor: str | None = None, database: Database | None
     """
     if database is None or processor is not None:
         return _asked(threads, processor)
-    here = json.dumps([_processor(), threads])
-    known = database.fact(here)
-    if known is not None:
-        return Machine(**json.loads(known))
-    machine = _asked(threads, None)
-    database.keep_fact(here, json.dumps(asdict(machine)))
+    machine = known(threads, database)
+    if machine is None:
+        machine = _asked(threads, None)
+        database.keep_fact(_here(threads), json.dumps(asdict(machine)))
     return machine
+
+
+def known(threads: int, database: Database) -> Machine | None:
+    """The machine at hand, if the database has it."""
+    found = database.fact(_here(threads))
+    return Machine(**json.loads(found)) if found is not None else None
+
+
+def _here(threads: int) -> str:
+    return json.dumps([_processor(), threads])
 
 
 def _asked(threads: int, processor: str | None) -> Machine:
