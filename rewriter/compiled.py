@@ -88,7 +88,8 @@ class Compiled:
         for name, array in fresh.items():
             value = model.graph.initializers[name]
             value.const_value = ir.Tensor(array, name=name)
-        self._program = backend(self.backend).build(ir.to_proto(model), threads=self._threads)
+        target = getattr(self._program, "target", "cpu")
+        self._program = backend(self.backend).build(ir.to_proto(model), target=target, threads=self._threads)
         self._model = model
 
     def _folded(self, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

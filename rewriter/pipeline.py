@@ -145,11 +145,12 @@ def compile(
     ``backend``: "onnxruntime", "tvm", "openvino", "inductor", "torch" or "reference"; a list of them, "onnxruntime,tvm"; or "auto": the
     model and the result are measured in alternating rounds on ONNX Runtime and, where it is installed, OpenVINO, and the fastest is
     kept if its results are right. With ``tune`` above 0, TVM, torch and Inductor compete too: they take seconds to tens of seconds to
-    build. ``threads``: of whichever backend runs; all physical cores if None. Raises ``RewriterError``.
+    build. ``threads``: of whichever backend runs; all physical cores if None. ``target``: "cpu", or "cuda" ("cuda:sm_86" for GPUs of that
+    kind): TVM compiles for a GPU, which need not be here, and nothing is measured. Raises ``RewriterError``.
     """
     _check_options(objective, budget, calibration, metric)
-    _check_target(target, tune)
-    engines = race_engines(backend, tune)
+    _check_tune(tune)
+    engines = race_engines(_on(target, backend), tune)
     chosen, bounds, watch = _rules(rules, disable), _limits(limits), _Watch(step)
     with ExitStack() as stack:
         stack.enter_context(_no_collections())
@@ -160,7 +161,7 @@ def compile(
         bench.before_is_there = race.load_before
         watch("reading")
         source = _read(model, example_inputs, constants, input_shapes)
-        prices = Prices.for_objective(objective, _rates(engines, threads))
+        prices = Prices.for_objective(objective, _rates(engines, threads) if target == "cpu" else None)
         result = _optimize(source, chosen, bounds, prices, saturator, bench, watch)
         watch("measuring")
         if race.measures:
@@ -576,9 +577,18 @@ def _check_options(objective: str, budget: Any, calibration: Any, metric: Any) -
         raise BudgetError("calibration= is used with budget=, and approximate rewrites are not in this version: leave it out")
 
 
-def _check_target(target: str, tune: int) -> None:
-    if target != "cpu":
-        raise InvalidInput(f"no target {target!r}; there is 'cpu'")
+def _on(target: str, backend: str) -> str:
+    """The backend that makes code for ``target``: for a GPU there is one, and nothing to compare it with here."""
+    if target == "cpu":
+        return backend
+    if target.partition(":")[0] != "cuda":
+        raise InvalidInput(f"no target {target!r}; there are 'cpu', 'cuda', and 'cuda:sm_86' for GPUs of that kind")
+    if backend not in ("auto", "tvm"):
+        raise InvalidInput(f"backend {backend!r} has no target {target!r}; 'tvm' has")
+    return "tvm"
+
+
+def _check_tune(tune: int) -> None:
     if not isinstance(tune, int) or tune < 0:
         raise InvalidInput(f"tune={tune!r} is not a number of trials: give 0 or more")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,7 +23,7 @@ from backends.tvm.lower import refusals
 from backends.worker import Worker
 from rewriter.errors import RewriterError
 
-FOLDED = Path("folded.onnx")
+FOLDED, FIXED = "folded.onnx", "fixed.onnx"
 HALVINGS = 4  # of a region that fails: one bad node should not cost the whole region
 LEAST = 3  # nodes: a smaller region does not pay for its border
 NEAR, FAR = 4.0, 16.0  # how many times as far from the float64 result as ONNX Runtime's: by fast algorithms, and by others
@@ -90,7 +91,7 @@ def plan(
                               part.inputs, part.outputs))  # fmt: skip
             if waiting:
                 values.update(zip(part.outputs, region.results(), strict=True))
-    for path in (*folder.glob("*.region.onnx"), *folder.glob(f"{FOLDED.stem}.*")):
+    for path in (*folder.glob("*.region.onnx"), *folder.glob("folded.*")):
         path.unlink()
     return Plan(tuple(steps), weights, tuple(notes))
 
@@ -103,18 +104,30 @@ def _folded(
 
     Raises RewriterError for a model that ONNX Runtime refuses.
     """
-    kinds = None if inputs is None else {name: _type(array) for name, array in inputs.items()}
-    fixed = source.with_name("fixed.onnx")
+    fixed = source.with_name(FIXED)
+    worker.timeout = max(1.0, seconds)
     try:
-        worker.timeout = max(1.0, seconds)
-        reply, _ = worker.call("fold", source=str(source), result=str(folder / FOLDED), types=kinds, fixed=str(fixed))
-        return onnx.load(folder / FOLDED, load_external_data=False), reply["weights"]
+        digest = fold_model(source, inputs, folder / FOLDED, worker)
+        return onnx.load(folder / FOLDED, load_external_data=False), digest
     except RewriterError as error:
         onnxruntime.build(source, optimised=False)  # which says what is wrong with it, if anything is
         notes.append(f"shape arithmetic was not folded: {error}")
         return onnx.load(fixed if fixed.exists() else source), ""
     finally:
         fixed.unlink(missing_ok=True)
+
+
+def fold_model(source: Path, inputs: Mapping[str, Any] | None, result: Path, worker: Worker) -> str:
+    """Fold the file ``source`` into ``result``, as ``_folded``; the digest of its large weights. Raises RewriterError."""
+    kinds = None if inputs is None else {name: _type(array) for name, array in inputs.items()}
+    reply, _ = worker.call("fold", source=str(source), result=str(result), types=kinds, fixed=str(source.with_name(FIXED)))
+    return str(reply["weights"])
+
+
+def wrong(model: Path, inputs: list[Any], got: Sequence[Any]) -> str | None:
+    """Why ``got`` is not what the file ``model``, of fixed shapes, computes, or None."""
+    with tempfile.TemporaryDirectory(prefix="rewriter-") as folder, Region(Path(folder), "whole", onnx.load(model), inputs) as region:
+        return _difference(region.proto, got, region.results(), region.exact(), FAR)
 
 
 def _type(array: Any) -> tuple[int, list[int]]:
