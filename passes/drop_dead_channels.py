@@ -147,10 +147,10 @@ class _Channels:
         x = required(node, 0)
         if x in self.axis:
             if self.axis[x] == axis and self.zero[x].size == read.shape[0]:
-                self.readers.append(_Reader(node, x, axis, ~read.any(axis=1)))
+                self.readers.append(_Reader(node, x, axis, np.logical_not(read.any(axis=1))))
             else:
                 self._block(x)
-        zero = ~made.any(axis=1) & (True if bias is None else bias == 0)
+        zero: Array = np.logical_and(~made.any(axis=1), True if bias is None else bias == 0)
         self._put(node.outputs[0], axis, zero)
         self.makers.append(node)
 
@@ -239,12 +239,17 @@ def _mixing(node: ir.Node) -> tuple[int, Array, Array, Array | None] | None:
             return None
         return 1, array.reshape(array.shape[0], -1), np.moveaxis(array, 1, 0).reshape(array.shape[1], -1), vector
     rank = static_rank(node.outputs[0])
-    if array.ndim != 2 or rank is None or node.attributes.get_int("transA", 0) or (vector is not None and vector.ndim != 1):
+    if array.ndim != 2 or rank is None or node.attributes.get_int("transA", 0) != 0 or (vector is not None and vector.ndim != 1):
         return None
-    array = array.T if node.attributes.get_int("transB", 0) else array
+    array = array.T if _by_output(node) else array
     if vector is not None and vector.size != array.shape[1]:
         return None
     return rank - 1, array.T, array, vector
+
+
+def _by_output(node: ir.Node) -> bool:
+    """Is the first axis of its weight that of the outputs?"""
+    return node.op_type == "Conv" or node.attributes.get_int("transB", 0) == 1
 
 
 def _along(constant: Array, axis: int, rank: int, n: int) -> Array | None:
@@ -262,7 +267,7 @@ def _shrink(model: ir.Model, group: _Group, kept: Array, shrunk: Shrunk) -> None
     n = len(group.dead)
     cutter = _Cutter(Editor(model), kept, shrunk)
     for node in group.makers:
-        cutter.cut(node, 1, 0 if node.op_type == "Conv" or node.attributes.get_int("transB", 0) else 1)
+        cutter.cut(node, 1, 0 if _by_output(node) else 1)
         if operand(node, 2) is not None:
             cutter.cut(node, 2, 0)
     for node in group.inner:
@@ -270,7 +275,7 @@ def _shrink(model: ir.Model, group: _Group, kept: Array, shrunk: Shrunk) -> None
             cutter.cut(node, 1, 0)
             if operand(node, 2) is not None:
                 cutter.cut(node, 2, 0)
-            node.attributes["group"] = ir.AttrInt64("group", len(kept))
+            node.attributes["group"] = ir.AttrInt64("group", int(kept.size))
         for place, value in enumerate(node.inputs if node.op_type in BINARY else ()):
             constant = tensor(value) if value is not None else None
             rank = static_rank(node.outputs[0]) or 0
@@ -278,7 +283,7 @@ def _shrink(model: ir.Model, group: _Group, kept: Array, shrunk: Shrunk) -> None
             if constant is not None and where >= 0 and constant.shape[where] == n:
                 cutter.cut(node, place, where)
     for reader in group.readers:
-        cutter.cut(reader.node, 1, 1 if reader.node.op_type == "Conv" or reader.node.attributes.get_int("transB", 0) else 0, rests=True)
+        cutter.cut(reader.node, 1, 1 if _by_output(reader.node) else 0, rests=True)
     for value in group.values:
         if value.shape is not None:
             value.shape = ir.Shape([len(kept) if k == group.axis else d for k, d in enumerate(value.shape)])

@@ -34,6 +34,7 @@ from passes.recognise_rmsnorm import recognise_rmsnorm
 from passes.saturate import Decline, Search, saturate
 from passes.share_weights import share_weights
 from rewriter.compiled import Compiled
+from rewriter.cost import Prices, Rates
 from rewriter.edit import dims, graphs, tensor
 from rewriter.egraph import Limits, Saturator, SearchFailed
 from rewriter.encode import digest
@@ -128,7 +129,7 @@ def optimize(
         bench = _Bench(stack.enter_context(Isolated()), stack.enter_context(tempfile.TemporaryDirectory(prefix="rewriter-")))
         watch("reading")
         source = _read(model, example_inputs, constants, input_shapes)
-        return _optimize(source, chosen, bounds, objective, saturator, bench, watch)
+        return _optimize(source, chosen, bounds, Prices.for_objective(objective), saturator, bench, watch)
 
 
 def compile(
@@ -155,11 +156,12 @@ def compile(
     ``backend``: "onnxruntime", "tvm", "openvino", "inductor", "torch" or "reference"; a list of them, "onnxruntime,tvm"; or "auto": the
     model and the result are measured in alternating rounds on ONNX Runtime and, where it is installed, OpenVINO, and the fastest is
     kept if its results are right. With ``tune`` above 0, TVM, torch and Inductor compete too: they take seconds to tens of seconds to
-    build. ``threads``: of whichever backend runs; all physical cores if None. Raises ``RewriterError``.
+    build. ``threads``: of whichever backend runs; all physical cores if None. ``target``: "cpu", or "cuda" ("cuda:sm_86" for GPUs of that
+    kind): TVM compiles for a GPU, which need not be here, and nothing is measured. Raises ``RewriterError``.
     """
     _check_options(objective, budget, calibration, metric)
-    _check_target(target, tune)
-    engines = race_engines(backend, tune)
+    _check_tune(tune)
+    engines = race_engines(_on(target, backend), tune)
     chosen, bounds, watch = _rules(rules, disable), _limits(limits), _Watch(step)
     with ExitStack() as stack:
         stack.enter_context(_no_collections())
@@ -170,7 +172,8 @@ def compile(
         bench.before_is_there = race.load_before
         watch("reading")
         source = _read(model, example_inputs, constants, input_shapes)
-        result = _optimize(source, chosen, bounds, objective, saturator, bench, watch)
+        prices = Prices.for_objective(objective, _rates(engines, threads) if target == "cpu" else None)
+        result = _optimize(source, chosen, bounds, prices, saturator, bench, watch)
         watch("measuring")
         if race.measures:
             write_onnx(result.ir_model, bench.after)
@@ -183,6 +186,15 @@ def compile(
         result.ir_model, program, result.report, inputs=result.inputs, outputs=result.outputs, weights=result.weights,
         facts=result.facts, shared=result.shared, threads=threads,
     )  # fmt: skip
+
+
+def _rates(engines: Sequence[str], threads: int | None) -> Rates | None:
+    """What our kernels' database knows about this machine, where they compete."""
+    if "tvm" not in engines:
+        return None
+    from backends.tvm.rates import measured
+
+    return measured(threads)
 
 
 def _built(outcome: Outcome, result: Optimized, folder: str, target: str, threads: int | None, tune: int) -> Program:
@@ -245,22 +257,22 @@ def _kept(source: _Source, stop: str, notes: list[str]) -> _Attempt:
 
 
 def _optimize(
-    source: _Source, laws: _Laws, limits: Limits, objective: str, saturator: Saturator, bench: _Bench, watch: _Watch
+    source: _Source, laws: _Laws, limits: Limits, prices: Prices, saturator: Saturator, bench: _Bench, watch: _Watch
 ) -> Optimized:
     hints = _hints(source.model.graph, source.example)
     before = summarise(source.model, hints)
     watch("normalising")
-    plain = normalise(source.model.clone(), smallest=objective == "memory")
+    plain = normalise(source.model.clone(), smallest=prices.memory)
     shared = share_weights(plain)
     infer(plain)
     watch("searching")
     with ThreadPoolExecutor(1) as beside:  # the original runs in its own process meanwhile
         running = beside.submit(_oracle, source, hints, bench)
-        attempt = _attempt(plain, laws, limits, objective, saturator, hints)
+        attempt = _attempt(plain, laws, limits, prices, saturator, hints)
         watch("verifying")
         oracle = running.result()
-    attempt, verification = _verified(attempt, plain, source, laws, limits, objective, saturator, bench, oracle, hints)
-    if _is_worse(summarise(attempt.model, hints), before, objective):
+    attempt, verification = _verified(attempt, plain, source, laws, limits, prices, saturator, bench, oracle, hints)
+    if _is_worse(summarise(attempt.model, hints), before, prices):
         more = "the rewritten graph had more nodes than the model, and nothing for them: the model was kept as it was"
         attempt = _kept(source, attempt.search.stop, [*attempt.notes, more])
         verification = Verification(True, inputs=0, reason="the model itself")
@@ -289,7 +301,7 @@ def _optimize(
 
 
 def _attempt(
-    plain: ir.Model, laws: _Laws, limits: Limits, objective: str, saturator: Saturator, hints: Mapping[str, int]
+    plain: ir.Model, laws: _Laws, limits: Limits, prices: Prices, saturator: Saturator, hints: Mapping[str, int]
 ) -> _Attempt:
     """Search every graph of a normalised model, subgraphs first, and write the result. A failed search leaves the model."""
     reason = ""
@@ -297,13 +309,13 @@ def _attempt(
         model = plain.clone()
         try:
             search = Search()
-            _search_subgraphs(model.graph, laws.rules, bounds, objective, saturator, hints, search)
-            new, own = _search(model.graph, laws.rules, bounds, objective, saturator, hints)
+            _search_subgraphs(model.graph, laws.rules, bounds, prices, saturator, hints, search)
+            new, own = _search(model.graph, laws.rules, bounds, prices, saturator, hints)
             search.add(own)
             notes = [reason] if reason else []
             if search.stop != "saturated":
                 notes.append(f"the search was stopped by its limit of {search.stop}: more may be found with a higher one (limits=)")
-            return _finished(_with_graph(model, new), search, notes, objective, laws.steps)
+            return _finished(_with_graph(model, new), search, notes, prices, laws.steps)
         except SearchFailed as failure:
             reason = f"the search did not end and was cut short: {failure}"
         except Exception as failure:  # noqa: BLE001  whatever goes wrong in a search is no reason to fail a compile
@@ -311,24 +323,24 @@ def _attempt(
             break
     notes = [f"{reason}; the model was kept"]
     try:
-        return _finished(plain.clone(), Search(stop="failed"), notes, objective)
+        return _finished(plain.clone(), Search(stop="failed"), notes, prices)
     except Exception:  # noqa: BLE001  then not even its weights are folded
         return _Attempt(plain.clone(), Search(stop="failed"), None, notes)
 
 
-def _is_worse(after: Summary, before: Summary, objective: str) -> bool:
+def _is_worse(after: Summary, before: Summary, prices: Prices) -> bool:
     """More nodes than before must save something: bytes of weights, or multiply-accumulates."""
     if after.nodes <= before.nodes:
         return False
-    return after.weight_bytes >= before.weight_bytes if objective == "memory" else after.macs >= before.macs
+    return after.weight_bytes >= before.weight_bytes if prices.memory else after.macs >= before.macs
 
 
 FEW_ROUNDS = 4
 """Rounds of a second try, after a search that ran out of time or memory."""
 
 
-def _finished(model: ir.Model, search: Search, notes: list[str], objective: str, steps: Container[str] = ()) -> _Attempt:
-    smallest = objective == "memory"
+def _finished(model: ir.Model, search: Search, notes: list[str], prices: Prices, steps: Container[str] = ()) -> _Attempt:
+    smallest = prices.memory
     infer(model)
     compose(model)
     weights = fold_weights(model, smallest=smallest)
@@ -390,15 +402,15 @@ def _folded_again(model: ir.Model, weights: WeightProgram | None) -> WeightProgr
 
 
 def _search_subgraphs(
-    graph: ir.Graph, rules: Sequence[Rule], limits: Limits, objective: str, saturator: Saturator, hints: Mapping[str, int], total: Search
+    graph: ir.Graph, rules: Sequence[Rule], limits: Limits, prices: Prices, saturator: Saturator, hints: Mapping[str, int], total: Search
 ) -> None:
     for node in graph:
         for name, attribute in list(node.attributes.items()):
             if attribute.type != ir.AttributeType.GRAPH:
                 continue
             inner = attribute.as_graph()
-            _search_subgraphs(inner, rules, limits, objective, saturator, hints, total)
-            new, search = _search(inner, rules, limits, objective, saturator, hints)
+            _search_subgraphs(inner, rules, limits, prices, saturator, hints, total)
+            new, search = _search(inner, rules, limits, prices, saturator, hints)
             total.add(search)
             if new is not inner:
                 node.attributes[name] = ir.AttrGraph(name, new)
@@ -408,11 +420,11 @@ ALGEBRA = {"MatMul", "Conv", "Add", "Sub", "Mul", "Div"}
 
 
 def _search(
-    graph: ir.Graph, rules: Sequence[Rule], limits: Limits, objective: str, saturator: Saturator, hints: Mapping[str, int]
+    graph: ir.Graph, rules: Sequence[Rule], limits: Limits, prices: Prices, saturator: Saturator, hints: Mapping[str, int]
 ) -> tuple[ir.Graph, Search]:
     if not any(n.op_type in ALGEBRA for n in graph):
         return graph, Search()
-    return saturate(graph, rules, saturator, limits=limits, objective=objective, hints=hints)
+    return saturate(graph, rules, saturator, limits=limits, objective=prices, hints=hints)
 
 
 def _with_graph(model: ir.Model, graph: ir.Graph) -> ir.Model:
@@ -471,7 +483,7 @@ def _cases(bench: _Bench, path: str, made: Sequence[tuple[str, Feed]]) -> list[C
 
 
 def _verified(
-    attempt: _Attempt, plain: ir.Model, source: _Source, laws: _Laws, limits: Limits, objective: str,
+    attempt: _Attempt, plain: ir.Model, source: _Source, laws: _Laws, limits: Limits, prices: Prices,
     saturator: Saturator, bench: _Bench, oracle: Oracle, hints: Mapping[str, int],
 ) -> tuple[_Attempt, Verification]:  # fmt: skip
     """The attempt if it is right; else one without the rule that is to blame, and a note; else the model as it was."""
@@ -481,7 +493,7 @@ def _verified(
     first = verification.reason
     names = [*WHOLE_GRAPH, *(f"{r.theory}/{r.name}" for r in laws.rules)]
     for name in (n for n in names if n in attempt.search.rewrites):
-        without = _attempt(plain, laws.without(name), limits, objective, saturator, hints)
+        without = _attempt(plain, laws.without(name), limits, prices, saturator, hints)
         verification = _judge(without.model, oracle, bench)
         if verification.passed:
             without.search.declined.append(Decline(name, "the whole model", f"verification failed with this rule ({first})"))
@@ -656,9 +668,18 @@ def _check_options(objective: str, budget: Any, calibration: Any, metric: Any) -
         raise BudgetError("calibration= is used with budget=, and approximate rewrites are not in this version: leave it out")
 
 
-def _check_target(target: str, tune: int) -> None:
-    if target != "cpu":
-        raise InvalidInput(f"no target {target!r}; there is 'cpu'")
+def _on(target: str, backend: str) -> str:
+    """The backend that makes code for ``target``: for a GPU there is one, and nothing to compare it with here."""
+    if target == "cpu":
+        return backend
+    if target.partition(":")[0] != "cuda":
+        raise InvalidInput(f"no target {target!r}; there are 'cpu', 'cuda', and 'cuda:sm_86' for GPUs of that kind")
+    if backend not in ("auto", "tvm"):
+        raise InvalidInput(f"backend {backend!r} has no target {target!r}; 'tvm' has")
+    return "tvm"
+
+
+def _check_tune(tune: int) -> None:
     if not isinstance(tune, int) or tune < 0:
         raise InvalidInput(f"tune={tune!r} is not a number of trials: give 0 or more")
 

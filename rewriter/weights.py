@@ -131,11 +131,6 @@ class WeightProgram:
         model.functions.extend(self.proto.functions)
         return reference.ReferenceProgram(model, float64)(*arrays.values())[0]  # type: ignore[no-any-return]
 
-    def sources(self, name: str) -> list[str]:
-        """The original weights that one folded weight is made of."""
-        originals = set(self.inputs)
-        return sorted({r for i in self._above(name) for r in self._reads[i]} & originals)
-
     def _above(self, name: str) -> list[int]:
         """The nodes that ``name`` is computed by, by place, in the program's order."""
         needed: set[int] = set()
