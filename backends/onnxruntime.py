@@ -37,7 +37,7 @@ _KINDS = {
 _ONNX_TYPE = {
     "bfloat16": 16, "float8_e4m3fn": 17, "float8_e4m3fnuz": 18, "float8_e5m2": 19, "float8_e5m2fnuz": 20,
 }  # fmt: skip
-_BAD_MODEL = ("INVALID_GRAPH", "INVALID_PROTOBUF", "NO_SUCHFILE", "NO_MODEL")
+_BAD_MODEL = ("INVALID_GRAPH", "Invalid model", "INVALID_PROTOBUF", "NO_SUCHFILE", "NO_MODEL")
 
 
 def refuses(node: onnx_ir.Node) -> str | None:
@@ -66,7 +66,7 @@ def build(
         if not path.is_file():
             raise InvalidModel(f"{path}: no such file")
         return OnnxRuntimeProgram(_session(str(path), options), path, None)
-    if model.ByteSize() < LARGE:
+    if size(model) < LARGE:
         return OnnxRuntimeProgram(_session(model.SerializeToString(), options), model, None)
     folder = tempfile.TemporaryDirectory(prefix="rewriter-")
     path = Path(folder.name, "model.onnx")
@@ -120,6 +120,11 @@ class OnnxRuntimeProgram:
         return [_from_value(onnxruntime.OrtValue(result)) for result in results]
 
 
+def size(model: onnx.ModelProto) -> int:
+    """Bytes of the main graph's weights; the exact size of the message takes as long to find as writing it."""
+    return sum(len(t.raw_data) or t.ByteSize() for t in model.graph.initializer)
+
+
 def write_with_external_data(model: onnx.ModelProto, path: Path) -> None:
     """Write ``model`` to ``path`` and its large weights to ``path`` + ".data"; the caller's proto keeps its weights."""
     import onnx_ir
@@ -133,7 +138,7 @@ def save_model(source: onnx.ModelProto | Path, target: Path) -> None:
         return
     if isinstance(source, Path):
         _copy_model(source, target)
-    elif source.ByteSize() < LARGE:
+    elif size(source) < LARGE:
         target.write_bytes(source.SerializeToString())
     else:
         write_with_external_data(source, target)

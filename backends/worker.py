@@ -115,9 +115,9 @@ class Worker:
             return self.ask({**message, "path": os.path.abspath(model)})[0]
         import numpy as np
 
-        from backends.onnxruntime import LARGE, write_with_external_data
+        from backends.onnxruntime import LARGE, size, write_with_external_data
 
-        if model.ByteSize() < LARGE:
+        if size(model) < LARGE:
             return self.ask(message, [np.frombuffer(model.SerializeToString(), dtype=np.uint8)])[0]
         with tempfile.TemporaryDirectory(prefix="rewriter-") as folder:  # the child maps the files before they go
             path = Path(folder, "model.onnx")

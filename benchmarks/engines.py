@@ -24,7 +24,7 @@ import click
 
 import rewriter
 from backends.measure import Candidate, Timing, compare
-from benchmarks.subjects import GROWTH, STRUCTURED, WHOLE, Files, Subject
+from benchmarks.subjects import GROWTH, INT8, STRUCTURED, WHOLE, Files, Subject
 from benchmarks.table import show
 from rewriter.errors import RewriterError
 from zoo.packages import Missing
@@ -153,16 +153,18 @@ def _plain(timing: Mapping[str, Any]) -> dict[str, Any]:
 @click.argument("names", nargs=-1, metavar="[MODEL]...")
 @click.option("--quick", is_flag=True, help="A tenth of the time: to see that it runs.")
 @click.option("--structured", is_flag=True, help="Models that carry adapters and branches of training.")
+@click.option("--int8", is_flag=True, help="Models in 8 bits (QDQ).")
 @click.option("--growth", is_flag=True, help="By batch, sequence length and image size.")
 @click.option("--only", metavar="ENGINE,...", help=f"Some of the engines: {', '.join((*RIVALS, *OURS))} (or 'rivals', 'ours').")
 @click.option("--threads", default=2, show_default=True, help="Of every engine.")
 @click.option("--cache", type=click.Path(file_okay=False, path_type=Path), help="Keep the models' files here, and use those that are there.")
 @click.option("--json", "record", type=click.Path(dir_okay=False, path_type=Path), help="Write the results to this file, too.")
 def main(
-    names: Sequence[str], quick: bool, structured: bool, growth: bool, only: str | None, threads: int, cache: Path | None, record: Path | None
+    names: Sequence[str], quick: bool, structured: bool, int8: bool, growth: bool, only: str | None, threads: int, cache: Path | None,
+    record: Path | None,
 ) -> None:
     """Time the models whose names contain one of MODEL; all without."""
-    subjects = STRUCTURED if structured else GROWTH if growth else WHOLE
+    subjects = STRUCTURED if structured else INT8 if int8 else GROWTH if growth else WHOLE
     engines = _engines(only)
     rows: list[Row] = []
     with nullcontext(cache) if cache else tempfile.TemporaryDirectory(prefix="rewriter-") as folder:

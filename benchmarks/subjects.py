@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.quantised import crops, noisy, quantised
 from zoo import onnx_models
 from zoo.onnx_models import Feed, OnnxModel
 
@@ -154,6 +155,12 @@ STRUCTURED = (
     *(Subject(name, from_torch(image(name))) for name in ("repvgg_a0", "mobileone_s0", "fastvit_t8")),
 )
 """Models that carry what training added: adapters, parallel branches, layer scales."""
+INT8 = (
+    Subject("resnet18_int8", quantised(from_torch(image("resnet18")), noisy)),
+    Subject("minilm_128_int8", quantised(from_torch(minilm(128)), noisy)),
+    Subject("ppocr_rec_int8", quantised(from_onnx(PP_OCR["ppocr_rec"]), crops)),
+)
+"""Networks in 8 bits (QDQ)."""
 GROWTH = (
     *(Subject(f"resnet18_batch{n}", from_torch(image("resnet18", batch=n))) for n in (1, 2, 4, 8, 16, 32)),
     *(Subject(f"minilm_{n}", from_torch(minilm(n))) for n in (16, 32, 64, 128, 256, 512, 1024, 2048)),

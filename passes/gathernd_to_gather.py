@@ -21,7 +21,7 @@ def gathernd_to_gather(model: ir.Model) -> ir.Model:
     editor = Editor(model)
     for node in nodes(model):
         shape = dims(operand(node, 1)) if is_op(node, "GatherND") else None
-        if not shape or shape[-1] != 1 or node.attributes.get_int("batch_dims", 0):
+        if not shape or shape[-1] != 1 or node.attributes.get_int("batch_dims", 0) != 0:
             continue
         rows = _rows(node, len(shape), editor)
         y = editor.emit(node, "Gather", [required(node, 0), rows], {"axis": 0}, dtype=node.outputs[0].dtype, shape=dims(node.outputs[0]))

@@ -67,7 +67,7 @@ def saturate(
     saturator: Saturator,
     *,
     limits: Limits | None = None,
-    objective: str = "latency",
+    objective: str | Prices = "latency",
     hints: Mapping[str, int] | None = None,
 ) -> tuple[ir.Graph, Search]:
     """The cheapest graph equal to ``graph`` under the rules, constants left as expressions, and how it was found.
@@ -81,7 +81,7 @@ def saturate(
     """
     encoding = encode(graph)
     frozen = saturator.saturate(Program(encoding.lines, rules, limits or Limits()))
-    prices = Prices.for_objective(objective)
+    prices = objective if isinstance(objective, Prices) else Prices.for_objective(objective)
     selected, extraction = select(frozen, encoding, encoding.roots(graph), prices, hints or {})
     search = Search(
         len(frozen.nodes), len({n[1] for n in frozen.nodes}), frozen.rounds, frozen.seconds, frozen.stop,

@@ -101,24 +101,25 @@ def optimize(source: str, target: str, shapes: Sequence[str], disable: Sequence[
 
 @program.command()
 @click.argument("source", metavar="IN.onnx")
-@click.option("-o", "--output", "target", required=True, metavar="DIR", help="Folder for the result; an older result there is replaced.")
+@click.option("-o", "--output", "folder", required=True, metavar="DIR", help="Folder for the result; an older result there is replaced.")
 @_backend()
+@click.option("--target", default="cpu", show_default=True, metavar="cpu|cuda|cuda:sm_NN", help="What it will run on; a GPU need not be here.")
 @click.option("--tune", type=click.IntRange(min=0), default=0, metavar="N", help="Trials for finding faster kernels [default: 0].")
 @_threads()
 @_input_shape()
 @_disable()
 @_report()
 @_objective()
-def compile(source: str, target: str, report: str | None, shapes: Sequence[str], **options: Any) -> None:
+def compile(source: str, folder: str, report: str | None, shapes: Sequence[str], **options: Any) -> None:
     """Compile IN.onnx into a folder that rewriter.load reads, without PyTorch."""
     from rewriter.cli_files import staged, writable_artefact, writable_file
     from rewriter.cli_inputs import parse_backend, parse_shapes
     from rewriter.cli_show import Progress, summary
 
     parse_backend(options["backend"])
-    writable_artefact(target)
+    writable_artefact(folder)
     if report is not None:
-        writable_file(report, others=(source, target))
+        writable_file(report, others=(source, folder))
     sizes = parse_shapes(shapes)
     with Progress() as step:
         from rewriter.pipeline import compile
@@ -126,7 +127,7 @@ def compile(source: str, target: str, report: str | None, shapes: Sequence[str],
         result = compile(source, input_shapes=sizes or None, step=step, **options)
         step("writing")
         with staged(report, result.report.to_json() + "\n"):
-            result.save(target)
+            result.save(folder)
     summary(result.report)
     print(f"runs on {result.backend}")
 

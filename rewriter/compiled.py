@@ -91,7 +91,8 @@ class Compiled:
             if value is None:
                 raise RewriterError(f"weight {name!r} is stored as codes, which new weights would change: compile again")
             value.const_value = ir.Tensor(array, name=name)
-        self._program = backend(self.backend).build(ir.to_proto(model), threads=self._threads)
+        target = getattr(self._program, "target", "cpu")
+        self._program = backend(self.backend).build(ir.to_proto(model), target=target, threads=self._threads)
         self._model = model
 
     def _folded(self, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

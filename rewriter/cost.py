@@ -1,14 +1,16 @@
 """What a term costs: a roofline in microseconds, and a price for stored bytes.
 
-The figures are those of a small server core pair; only their ratios matter here, and a later measurement decides against the graph
-as it was. A term of weights alone costs no time, but its bytes are stored and read.
+The figures are those of a small server core pair, unless ``Rates`` of the machine at hand are given (``compile`` takes them from the
+kernels that were measured here, where TVM competes): then products and convolutions cost what one of just these sizes took, or what
+all that were measured took for an operation. Only ratios matter here, and a later measurement decides against the graph as it was.
+The same rates give the same graph. A term of weights alone costs no time, but its bytes are stored and read.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rewriter.encode import Encoding
@@ -19,6 +21,17 @@ from rewriter.window import Window
 Sizes = tuple[int, ...]
 UNKNOWN = 64
 """The length that an unknown dimension is priced at; an unknown batch (the first axis) counts 1."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What was measured on one machine; None where too little was. ``times``: microseconds of a product by (rows, depth, columns);
+    a dense convolution is one of its output's pixels by its window's depth."""
+
+    flop: float | None = None
+    depthwise_flop: float | None = None
+    byte: float | None = None
+    times: Mapping[tuple[int, ...], float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -39,12 +52,21 @@ class Prices:
     stored_byte: float = 1e-7
     shares_weights: bool = False
     """Does a weight that several terms read cost its bytes once? Exact, and slower to solve: for the memory objective."""
+    memory: bool = False
+    """Do bytes count, and time only between equals?"""
+    times: Mapping[tuple[int, ...], float] = field(default_factory=dict)
+    """As in ``Rates``."""
 
     @classmethod
-    def for_objective(cls, objective: str) -> Prices:
+    def for_objective(cls, objective: str, rates: Rates | None = None) -> Prices:
+        """``rates`` replace the figures above, as far as there are any; for memory, time does not count."""
         if objective == "memory":
-            return cls(flop=2e-11, depthwise_flop=1e-10, byte=2.5e-11, node=2e-6, stored_byte=1.0, shares_weights=True)
-        return cls()
+            return cls(flop=2e-11, depthwise_flop=1e-10, byte=2.5e-11, node=2e-6, stored_byte=1.0, shares_weights=True, memory=True)
+        if rates is None:
+            return cls()
+        flop = rates.flop or cls.flop
+        depthwise = rates.depthwise_flop or cls.depthwise_flop * flop / cls.flop
+        return cls(flop=flop, depthwise_flop=depthwise, byte=rates.byte or cls.byte, times=rates.times)
 
 
 def numbers(shape: Sequence[int | str] | None, hints: Mapping[str, int]) -> Sizes | None:
@@ -167,7 +189,22 @@ def run_cost(op: str, cls: int, arguments: Sequence[Any], sizes: Mapping[int, Si
     extra = 0.0
     if op == "linear" and arguments[2] not in zeros:
         extra = 0.5 * prices.node + 2.0 * math.prod(out or ()) * prices.byte
-    return prices.node + extra + max(2 * flop * macs(op, arguments, out, sizes), moved * prices.byte)
+    arithmetic = prices.times.get(_product(op, arguments, out, sizes)) if prices.times else None
+    if arithmetic is None:
+        arithmetic = 2 * flop * macs(op, arguments, out, sizes)
+    return prices.node + extra + max(arithmetic, moved * prices.byte)
+
+
+def _product(op: str, arguments: Sequence[Any], out: Sizes | None, sizes: Mapping[int, Sizes]) -> tuple[int, ...]:
+    """(rows, depth, columns) of the product that an operator with weights is; () of others."""
+    if out is None:
+        return ()
+    if op == "linear":
+        depth = sizes.get(arguments[0], (0,))[-1]
+        return math.prod(out[:-1]), depth, out[-1]
+    if op == "conv" and (window := Window.parse(arguments[-1])).group == 1:
+        return math.prod(out) // max(1, out[1]), math.prod(window.shape[1:]), out[1]
+    return ()
 
 
 def _tensors(op: str, arguments: Sequence[Any]) -> Sequence[int]:

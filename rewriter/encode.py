@@ -32,8 +32,8 @@ from onnx.reference import ReferenceEvaluator
 
 from rewriter.edit import dims, is_op, tensor
 from rewriter.functions import DOMAIN
-from rewriter.opset import OPSET
 from rewriter.move import Move, expand, reshape, transpose
+from rewriter.opset import OPSET
 from rewriter.terms import MINUS_ONE, covering, homogeneous, monotone, swap_move, table_facts
 from rewriter.window import Window
 
@@ -637,7 +637,8 @@ class _Encoder:
     def finish(self) -> None:
         self.out.lines.append('(centres "layer")')
         for function in self.out.maps:
-            self.out.lines += [f"({fact} {_quote(function)})" for fact, holds in (("monotone", monotone), ("homogeneous", homogeneous)) if holds(function)]
+            facts = [name for name, holds in (("monotone", monotone), ("homogeneous", homogeneous)) if holds(function)]
+            self.out.lines += [f"({fact} {_quote(function)})" for fact in facts]
         for name, *values in table_facts(self.windows, self.moves):
             self.out.lines.append(f"({name} {' '.join(_quote(v) if isinstance(v, str) else str(v) for v in values)})")
 
@@ -714,13 +715,11 @@ VECTOR = 1 << 16
 def evaluate(node: ir.Node, inputs: Sequence[np.ndarray]) -> np.ndarray:
     """One operator of the standard on arrays, by the reference evaluator."""
     proto = ir.serde.serialize_node(node)
-    model = helper.make_model(
-        helper.make_graph([proto], "one", [helper.make_tensor_value_info(v.name or "", helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
-                                           for v, a in zip([v for v in node.inputs if v is not None], inputs, strict=True)],
-                          [onnx.ValueInfoProto(name=proto.output[0])]),
-        opset_imports=[helper.make_opsetid("", node.version or OPSET)],
-    )  # fmt: skip
-    return np.asarray(ReferenceEvaluator(model).run(None, {v.name: a for v, a in zip((v for v in node.inputs if v is not None), inputs, strict=True)})[0])
+    feed = dict(zip((v.name or "" for v in node.inputs if v is not None), inputs, strict=True))
+    ports = [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in feed.items()]
+    graph = helper.make_graph([proto], "one", ports, [onnx.ValueInfoProto(name=proto.output[0])])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", node.version or OPSET)])
+    return np.asarray(ReferenceEvaluator(model).run(None, feed)[0])  # type: ignore[index]
 
 
 def _value_facts(weight: ir.TensorProtocol) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ before and after a linear map, which changes the length of that axis and nothing
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ ANY = "*"
 
 @dataclass(frozen=True)
 class Move:
-    """``sizes`` of the atoms; ``source`` and ``target``: the atoms of each axis, outermost first. Atoms are numbered by ``source``, then by target."""
+    """``sizes`` of the atoms; ``source`` and ``target``: the atoms of each axis, outermost first, numbered by source, then by target."""
 
     sizes: tuple[Dim, ...]
     source: tuple[Group, ...]
@@ -219,12 +220,9 @@ def compose(first: Move, then: Move) -> Move | None:
     for a, b in zip(first.target, then.source, strict=True):
         if not _refine(first, list(a), then, list(b), atoms, of_first, of_then):
             return _reshaped(first, then)
-    for a in first._flat_source:
-        if a not in of_first:  # a size that no axis of the middle shape has: repetition only adds
-            return None
-    for a in then.repeated:
-        of_then[a] = [len(atoms)]
-        atoms.append(then.sizes[a])
+    for new in then.repeated:
+        of_then[new] = [len(atoms)]
+        atoms.append(then.sizes[new])
     source = tuple(tuple(n for a in g for n in of_first[a]) for g in first.source)
     target = tuple(tuple(n for a in g for n in of_then[a]) for g in then.target)
     made = canonical(tuple(atoms), source, target)
@@ -285,26 +283,26 @@ def _refine(
 
 def canonical(sizes: Sequence[Dim], source: Sequence[Sequence[int]], target: Sequence[Sequence[int]]) -> Move:
     """Atoms that stay together everywhere are one; atoms of size 1 are none; numbered by source, then target."""
-    source = [[a for a in g if sizes[a] != 1] for g in source]
-    target = [[a for a in g if sizes[a] != 1] for g in target]
+    axes = [[a for a in g if sizes[a] != 1] for g in source]
+    places = [[a for a in g if sizes[a] != 1] for g in target]
     merged = dict(enumerate(sizes))
     changed = True
     while changed:
         changed = False
-        for group in source:
-            for a, b in zip(group, group[1:], strict=False):
+        for group in axes:
+            for a, b in itertools.pairwise(group):
                 size_a, size_b = merged[a], merged[b]
-                if isinstance(size_a, int) and isinstance(size_b, int) and _always_follows(a, b, target):
+                if isinstance(size_a, int) and isinstance(size_b, int) and _always_follows(a, b, places):
                     merged[a] = size_a * size_b
-                    for g in (*source, *target):
+                    for g in (*axes, *places):
                         if b in g:
                             g.remove(b)
                     changed = True
                     break
-    order = list(dict.fromkeys(a for g in (*source, *target) for a in g))
+    order = list(dict.fromkeys(a for g in (*axes, *places) for a in g))
     number = {a: n for n, a in enumerate(order)}
     final = [merged[a] for a in order]
-    return Move(tuple(final), tuple(tuple(number[a] for a in g) for g in source), tuple(tuple(number[a] for a in g) for g in target))
+    return Move(tuple(final), tuple(tuple(number[a] for a in g) for g in axes), tuple(tuple(number[a] for a in g) for g in places))
 
 
 def _permutes(source: Sequence[Sequence[int]], target: Sequence[Sequence[int]]) -> bool:

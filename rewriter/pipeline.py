@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -21,8 +21,12 @@ import backends
 from backends.isolated import Isolated
 from backends.program import Program
 from passes import normalise
+from passes.collapse_stream import NAME as COLLAPSE
+from passes.collapse_stream import collapse_stream
 from passes.compose import compose
 from passes.drop_dead import drop_dead
+from passes.drop_dead_channels import NAME as DEAD_CHANNELS
+from passes.drop_dead_channels import Shrunk, drop_dead_channels
 from passes.fold_weights import fold_weights
 from passes.inline_constants import LITERAL
 from passes.pack_weights import pack_weights
@@ -31,7 +35,8 @@ from passes.recognise_rmsnorm import recognise_rmsnorm
 from passes.saturate import Decline, Search, saturate
 from passes.share_weights import share_weights
 from rewriter.compiled import Compiled
-from rewriter.edit import dims, graphs
+from rewriter.cost import Prices, Rates
+from rewriter.edit import dims, graphs, tensor
 from rewriter.egraph import Limits, Saturator, SearchFailed
 from rewriter.encode import digest
 from rewriter.errors import BudgetError, InvalidInput, InvalidModel, RewriterError, VerificationFailed
@@ -125,7 +130,7 @@ def optimize(
         bench = _Bench(stack.enter_context(Isolated()), stack.enter_context(tempfile.TemporaryDirectory(prefix="rewriter-")))
         watch("reading")
         source = _read(model, example_inputs, constants, input_shapes)
-        return _optimize(source, chosen, bounds, objective, saturator, bench, watch)
+        return _optimize(source, chosen, bounds, Prices.for_objective(objective), saturator, bench, watch)
 
 
 def compile(
@@ -152,11 +157,12 @@ def compile(
     ``backend``: "onnxruntime", "tvm", "openvino", "inductor", "torch" or "reference"; a list of them, "onnxruntime,tvm"; or "auto": the
     model and the result are measured in alternating rounds on ONNX Runtime and, where it is installed, OpenVINO, and the fastest is
     kept if its results are right. With ``tune`` above 0, TVM, torch and Inductor compete too: they take seconds to tens of seconds to
-    build. ``threads``: of whichever backend runs; all physical cores if None. Raises ``RewriterError``.
+    build. ``threads``: of whichever backend runs; all physical cores if None. ``target``: "cpu", or "cuda" ("cuda:sm_86" for GPUs of that
+    kind): TVM compiles for a GPU, which need not be here, and nothing is measured. Raises ``RewriterError``.
     """
     _check_options(objective, budget, calibration, metric)
-    _check_target(target, tune)
-    engines = race_engines(backend, tune)
+    _check_tune(tune)
+    engines = race_engines(_on(target, backend), tune)
     chosen, bounds, watch = _rules(rules, disable), _limits(limits), _Watch(step)
     with ExitStack() as stack:
         stack.enter_context(_no_collections())
@@ -167,7 +173,8 @@ def compile(
         bench.before_is_there = race.load_before
         watch("reading")
         source = _read(model, example_inputs, constants, input_shapes)
-        result = _optimize(source, chosen, bounds, objective, saturator, bench, watch)
+        prices = Prices.for_objective(objective, _rates(engines, threads) if target == "cpu" else None)
+        result = _optimize(source, chosen, bounds, prices, saturator, bench, watch)
         watch("measuring")
         if race.measures:
             write_onnx(result.ir_model, bench.after)
@@ -180,6 +187,15 @@ def compile(
         result.ir_model, program, result.report, inputs=result.inputs, outputs=result.outputs, weights=result.weights,
         facts=result.facts, shared=result.shared, threads=threads,
     )  # fmt: skip
+
+
+def _rates(engines: Sequence[str], threads: int | None) -> Rates | None:
+    """What our kernels' database knows about this machine, where they compete."""
+    if "tvm" not in engines:
+        return None
+    from backends.tvm.rates import measured
+
+    return measured(threads)
 
 
 def _built(outcome: Outcome, result: Optimized, folder: str, target: str, threads: int | None, tune: int) -> Program:
@@ -242,22 +258,22 @@ def _kept(source: _Source, stop: str, notes: list[str]) -> _Attempt:
 
 
 def _optimize(
-    source: _Source, rules: Sequence[Rule], limits: Limits, objective: str, saturator: Saturator, bench: _Bench, watch: _Watch
+    source: _Source, laws: _Laws, limits: Limits, prices: Prices, saturator: Saturator, bench: _Bench, watch: _Watch
 ) -> Optimized:
     hints = _hints(source.model.graph, source.example)
     before = summarise(source.model, hints)
     watch("normalising")
-    plain = normalise(source.model.clone(), smallest=objective == "memory")
+    plain = normalise(source.model.clone(), smallest=prices.memory)
     shared = share_weights(plain)
     infer(plain)
     watch("searching")
     with ThreadPoolExecutor(1) as beside:  # the original runs in its own process meanwhile
         running = beside.submit(_oracle, source, hints, bench)
-        attempt = _attempt(plain, rules, limits, objective, saturator, hints)
+        attempt = _attempt(plain, laws, limits, prices, saturator, hints)
         watch("verifying")
         oracle = running.result()
-    attempt, verification = _verified(attempt, plain, source, rules, limits, objective, saturator, bench, oracle, hints)
-    if _is_worse(summarise(attempt.model, hints), before, objective):
+    attempt, verification = _verified(attempt, plain, source, laws, limits, prices, saturator, bench, oracle, hints)
+    if _is_worse(summarise(attempt.model, hints), before, prices):
         more = "the rewritten graph had more nodes than the model, and nothing for them: the model was kept as it was"
         attempt = _kept(source, attempt.search.stop, [*attempt.notes, more])
         verification = Verification(True, inputs=0, reason="the model itself")
@@ -267,11 +283,12 @@ def _optimize(
         value.type, value.shape = declared.type, declared.shape
     watch.end()
     s = attempt.search
+    s.value_facts = _dated(s.value_facts, plain)
     attempt.notes += mixed_samples(plain)
     if attempt.weights is not None and not attempt.kept:
         attempt.notes += filled_zeros(attempt.weights, plain.graph.initializers, attempt.model.graph.initializers)
     report = Report(
-        before, summarise(attempt.model, hints), _rewrites(s, rules, verification), [asdict(d) for d in s.declined], verification,
+        before, summarise(attempt.model, hints), _rewrites(s, laws.rules, verification), [asdict(d) for d in s.declined], verification,
         {"nodes": s.nodes, "classes": s.classes, "rounds": s.rounds, "seconds": round(s.seconds, 3), "stop": s.stop},
         {"method": s.method, "seconds": round(s.extraction_seconds, 3), "gap": s.gap}, None, attempt.notes, None, watch.seconds,
     )  # fmt: skip
@@ -285,7 +302,7 @@ def _optimize(
 
 
 def _attempt(
-    plain: ir.Model, rules: Sequence[Rule], limits: Limits, objective: str, saturator: Saturator, hints: Mapping[str, int]
+    plain: ir.Model, laws: _Laws, limits: Limits, prices: Prices, saturator: Saturator, hints: Mapping[str, int]
 ) -> _Attempt:
     """Search every graph of a normalised model, subgraphs first, and write the result. A failed search leaves the model."""
     reason = ""
@@ -293,13 +310,13 @@ def _attempt(
         model = plain.clone()
         try:
             search = Search()
-            _search_subgraphs(model.graph, rules, bounds, objective, saturator, hints, search)
-            new, own = _search(model.graph, rules, bounds, objective, saturator, hints)
+            _search_subgraphs(model.graph, laws.rules, bounds, prices, saturator, hints, search)
+            new, own = _search(model.graph, laws.rules, bounds, prices, saturator, hints)
             search.add(own)
             notes = [reason] if reason else []
             if search.stop != "saturated":
                 notes.append(f"the search was stopped by its limit of {search.stop}: more may be found with a higher one (limits=)")
-            return _finished(_with_graph(model, new), search, notes, objective)
+            return _finished(_with_graph(model, new), search, notes, prices, laws.steps)
         except SearchFailed as failure:
             reason = f"the search did not end and was cut short: {failure}"
         except Exception as failure:  # noqa: BLE001  whatever goes wrong in a search is no reason to fail a compile
@@ -307,24 +324,24 @@ def _attempt(
             break
     notes = [f"{reason}; the model was kept"]
     try:
-        return _finished(plain.clone(), Search(stop="failed"), notes, objective)
+        return _finished(plain.clone(), Search(stop="failed"), notes, prices)
     except Exception:  # noqa: BLE001  then not even its weights are folded
         return _Attempt(plain.clone(), Search(stop="failed"), None, notes)
 
 
-def _is_worse(after: Summary, before: Summary, objective: str) -> bool:
+def _is_worse(after: Summary, before: Summary, prices: Prices) -> bool:
     """More nodes than before must save something: bytes of weights, or multiply-accumulates."""
     if after.nodes <= before.nodes:
         return False
-    return after.weight_bytes >= before.weight_bytes if objective == "memory" else after.macs >= before.macs
+    return after.weight_bytes >= before.weight_bytes if prices.memory else after.macs >= before.macs
 
 
 FEW_ROUNDS = 4
 """Rounds of a second try, after a search that ran out of time or memory."""
 
 
-def _finished(model: ir.Model, search: Search, notes: list[str], objective: str) -> _Attempt:
-    smallest = objective == "memory"
+def _finished(model: ir.Model, search: Search, notes: list[str], prices: Prices, steps: Container[str] = ()) -> _Attempt:
+    smallest = prices.memory
     infer(model)
     compose(model)
     weights = fold_weights(model, smallest=smallest)
@@ -332,6 +349,7 @@ def _finished(model: ir.Model, search: Search, notes: list[str], objective: str)
     recognise_layernorm(model)
     recognise_rmsnorm(model)
     drop_dead(model)
+    weights = _whole_graph_steps(model, weights, search, steps)
     share_weights(model)
     packed = pack_weights(model) if smallest else []
     drop_dead(model)
@@ -343,16 +361,57 @@ def _finished(model: ir.Model, search: Search, notes: list[str], objective: str)
     return _Attempt(model, search, weights, notes, packed)
 
 
+WHOLE_GRAPH = (COLLAPSE, DEAD_CHANNELS)
+"""Steps that are no laws of an e-graph (each says why), by the names that reports and ``disable`` know them by."""
+
+
+def _whole_graph_steps(model: ir.Model, weights: WeightProgram | None, search: Search, steps: Container[str]) -> WeightProgram | None:
+    collapsed = collapse_stream(model) if COLLAPSE in steps else 0
+    if collapsed:
+        search.rewrites[COLLAPSE] += collapsed
+        weights = _folded_again(model, weights)
+    shrunk = drop_dead_channels(model) if DEAD_CHANNELS in steps else Shrunk()
+    if shrunk.count:
+        search.rewrites[DEAD_CHANNELS] += shrunk.count
+        sources = {s for name in shrunk.rests for s in (weights.sources(name) if weights is not None else [name])}
+        for name in sorted(sources):
+            search.value_facts[name] = (*search.value_facts.get(name, ()), "zero:changed")
+        weights = _folded_again(model, weights)
+    return weights
+
+
+def _dated(facts: Mapping[str, Sequence[str]], plain: ir.Model) -> dict[str, tuple[str, ...]]:
+    """Facts that hold while a weight is what it was, with what it was."""
+    weights = plain.graph.initializers
+
+    def one(name: str, fact: str) -> str:
+        data = tensor(weights[name]) if fact.endswith(":changed") and name in weights else None
+        return fact if data is None else fact.replace(":changed", f":{digest(data.numpy())}")
+
+    return {name: tuple(dict.fromkeys(one(name, f) for f in held)) for name, held in facts.items()}
+
+
+def _folded_again(model: ir.Model, weights: WeightProgram | None) -> WeightProgram | None:
+    drop_dead(model)
+    infer(model)
+    second = fold_weights(model)
+    drop_dead(model)
+    kept = model.graph.initializers
+    if second is None or weights is None:
+        return second or weights
+    return weights.then(second, kept)
+
+
 def _search_subgraphs(
-    graph: ir.Graph, rules: Sequence[Rule], limits: Limits, objective: str, saturator: Saturator, hints: Mapping[str, int], total: Search
+    graph: ir.Graph, rules: Sequence[Rule], limits: Limits, prices: Prices, saturator: Saturator, hints: Mapping[str, int], total: Search
 ) -> None:
     for node in graph:
         for name, attribute in list(node.attributes.items()):
             if attribute.type != ir.AttributeType.GRAPH:
                 continue
             inner = attribute.as_graph()
-            _search_subgraphs(inner, rules, limits, objective, saturator, hints, total)
-            new, search = _search(inner, rules, limits, objective, saturator, hints)
+            _search_subgraphs(inner, rules, limits, prices, saturator, hints, total)
+            new, search = _search(inner, rules, limits, prices, saturator, hints)
             total.add(search)
             if new is not inner:
                 node.attributes[name] = ir.AttrGraph(name, new)
@@ -362,11 +421,11 @@ ALGEBRA = {"MatMul", "Conv", "Add", "Sub", "Mul", "Div"}
 
 
 def _search(
-    graph: ir.Graph, rules: Sequence[Rule], limits: Limits, objective: str, saturator: Saturator, hints: Mapping[str, int]
+    graph: ir.Graph, rules: Sequence[Rule], limits: Limits, prices: Prices, saturator: Saturator, hints: Mapping[str, int]
 ) -> tuple[ir.Graph, Search]:
     if not any(n.op_type in ALGEBRA for n in graph):
         return graph, Search()
-    return saturate(graph, rules, saturator, limits=limits, objective=objective, hints=hints)
+    return saturate(graph, rules, saturator, limits=limits, objective=prices, hints=hints)
 
 
 def _with_graph(model: ir.Model, graph: ir.Graph) -> ir.Model:
@@ -425,7 +484,7 @@ def _cases(bench: _Bench, path: str, made: Sequence[tuple[str, Feed]]) -> list[C
 
 
 def _verified(
-    attempt: _Attempt, plain: ir.Model, source: _Source, rules: Sequence[Rule], limits: Limits, objective: str,
+    attempt: _Attempt, plain: ir.Model, source: _Source, laws: _Laws, limits: Limits, prices: Prices,
     saturator: Saturator, bench: _Bench, oracle: Oracle, hints: Mapping[str, int],
 ) -> tuple[_Attempt, Verification]:  # fmt: skip
     """The attempt if it is right; else one without the rule that is to blame, and a note; else the model as it was."""
@@ -433,12 +492,11 @@ def _verified(
     if verification.passed is not False:
         return attempt, verification
     first = verification.reason
-    used = [r for r in rules if f"{r.theory}/{r.name}" in attempt.search.rewrites]
-    for rule in used:
-        without = _attempt(plain, [r for r in rules if r is not rule], limits, objective, saturator, hints)
+    names = [*WHOLE_GRAPH, *(f"{r.theory}/{r.name}" for r in laws.rules)]
+    for name in (n for n in names if n in attempt.search.rewrites):
+        without = _attempt(plain, laws.without(name), limits, prices, saturator, hints)
         verification = _judge(without.model, oracle, bench)
         if verification.passed:
-            name = f"{rule.theory}/{rule.name}"
             without.search.declined.append(Decline(name, "the whole model", f"verification failed with this rule ({first})"))
             without.notes.append(f"rule {name} gave a wrong result here and was dropped: {first}")
             return without, verification
@@ -557,24 +615,41 @@ def _hints(graph: ir.Graph, example: list[np.ndarray] | None) -> dict[str, int]:
     return hints
 
 
-def _rules(rules: str | Iterable[Rule], disable: Sequence[str]) -> list[Rule]:
+@dataclass(frozen=True)
+class _Laws:
+    """What may be used: laws of the e-graph, and steps on whole graphs by name."""
+
+    rules: Sequence[Rule]
+    steps: frozenset[str] = frozenset(WHOLE_GRAPH)
+
+    def without(self, name: str) -> _Laws:
+        return _Laws([r for r in self.rules if f"{r.theory}/{r.name}" != name], self.steps - {name})
+
+
+def _rules(rules: str | Iterable[Rule], disable: Sequence[str]) -> _Laws:
     import rules as rule_base
 
     if isinstance(rules, str):
         if rules not in ("exact", "none"):
             raise InvalidInput(f"no rule set {rules!r}; there are 'exact' and 'none', or give Rule objects")
-        base = list(rule_base.ALL) if rules == "exact" else []
+        base, steps = (list(rule_base.ALL), set(WHOLE_GRAPH)) if rules == "exact" else ([], set())
     else:
-        base = list(rules)
-    off = [disable] if isinstance(disable, str) else list(disable)
-    known = {n for r in rule_base.ALL for n in (r.name, r.theory, f"{r.theory}/{r.name}")} | {r.name for r in base}
-    for name in off:
+        base, steps = list(rules), set()
+    off = {disable} if isinstance(disable, str) else set(disable)
+    known = {n for r in (*rule_base.ALL, *base) for n in _names_of(f"{r.theory}/{r.name}")} | {n for s in WHOLE_GRAPH for n in _names_of(s)}
+    for name in sorted(off):
         if name not in known:
             import difflib
 
             near = difflib.get_close_matches(name, sorted(known), 1)
             raise InvalidInput(f"no rule {name!r}" + (f"; did you mean {near[0]!r}?" if near else "; `rewriter rules` lists them"))
-    return [r for r in base if not {r.name, r.theory, f"{r.theory}/{r.name}"} & set(off)]
+    kept = [r for r in base if not _names_of(f"{r.theory}/{r.name}") & off]
+    return _Laws(kept, frozenset(s for s in steps if not _names_of(s) & off))
+
+
+def _names_of(full: str) -> set[str]:
+    """What a law answers to: theory/name, name, theory."""
+    return {full, *full.split("/")}
 
 
 def _limits(limits: Limits | Mapping[str, Any] | None) -> Limits:
@@ -596,9 +671,18 @@ def _check_options(objective: str, budget: Any, calibration: Any, metric: Any) -
         raise BudgetError("calibration= is used with budget=, and approximate rewrites are not in this version: leave it out")
 
 
-def _check_target(target: str, tune: int) -> None:
-    if target != "cpu":
-        raise InvalidInput(f"no target {target!r}; there is 'cpu'")
+def _on(target: str, backend: str) -> str:
+    """The backend that makes code for ``target``: for a GPU there is one, and nothing to compare it with here."""
+    if target == "cpu":
+        return backend
+    if target.partition(":")[0] != "cuda":
+        raise InvalidInput(f"no target {target!r}; there are 'cpu', 'cuda', and 'cuda:sm_86' for GPUs of that kind")
+    if backend not in ("auto", "tvm"):
+        raise InvalidInput(f"backend {backend!r} has no target {target!r}; 'tvm' has")
+    return "tvm"
+
+
+def _check_tune(tune: int) -> None:
     if not isinstance(tune, int) or tune < 0:
         raise InvalidInput(f"tune={tune!r} is not a number of trials: give 0 or more")
 

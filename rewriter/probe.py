@@ -122,7 +122,8 @@ class Match:
         """Conditions that fail here, of those whose variables stand in the pattern."""
         conditions = [c for c in (*self._rule.when, *self._rule.given) if self._speaks_of_values(c)]
         absent = [c for c in conditions if c[0] in FACTS and tuple(self._values[a] for a in c[1]) not in self._facts[c[0]]]
-        others = replace(self._rule, when=tuple(c for c in self._rule.when if c[0] in TABLES), given=tuple(c for c in conditions if c[0] not in FACTS))
+        tables = tuple(c for c in self._rule.when if c[0] in TABLES)
+        others = replace(self._rule, when=tables, given=tuple(c for c in conditions if c[0] not in FACTS))
         return [*absent, *others.bind(self._values)[1]]
 
     def _speaks_of_values(self, condition: Condition) -> bool:

@@ -63,11 +63,8 @@ class Rule:
         """All variables, tables having bound the derived ones, and the conditions that fail (of ``when`` those that should have bound)."""
         bound, failing = dict(values), []
         for condition in (*self.when, *self.given):
-            if binds(condition):
-                held = _bind(condition, bound)
-            else:
-                held = condition not in self.given or condition_holds(condition, bound)
-            if not held and (condition in self.given or binds(condition)):
+            required = binds(condition) or condition in self.given
+            if required and not (_bind(condition, bound) if binds(condition) else condition_holds(condition, bound)):
                 failing.append(condition)
         return bound, failing
 

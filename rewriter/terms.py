@@ -268,7 +268,7 @@ def _repeats_vector(m: str) -> bool:
     return len(move.source) == 1 and bool(move.source[0]) and move.target[-1:] == move.source
 
 
-Rows: TypeAlias = "tuple[Any, ...] | None | list[tuple[Any, ...]]"
+Rows: TypeAlias = "tuple[Any, ...] | list[tuple[Any, ...]] | None"
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,44 @@ class WeightProgram:
         self._numbers = {t.name: t for t in proto.graph.initializer}
         self._literal = set(self._numbers)
 
+    def sources(self, name: str) -> list[str]:
+        """The original weights that a weight of the result is made of: itself, if the program does not make it."""
+        if name not in self._maker:
+            return [name]
+        return sorted({r for i in self._above(name) for r in self._reads[i] if r not in self._maker and r not in self._numbers})
+
+    def then(self, second: WeightProgram, kept: Container[str]) -> WeightProgram | None:
+        """This program and one that reads what it makes, as one that makes the weights ``kept``; None if it makes none of them."""
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self.proto)
+        graph, made = proto.graph, set(self._maker)
+        known = made | set(self.inputs) | set(self._numbers)
+        # What the second names by itself must not be what the first named so.
+        results = set(second.outputs)
+        fresh = {o: f"{o}~" for n in second.proto.graph.node for o in n.output if o in known and o not in results}
+        for node in second.proto.graph.node:
+            added = graph.node.add()
+            added.CopyFrom(node)
+            for names in (added.input, added.output):
+                names[:] = [fresh.get(n, n) for n in names]
+        graph.initializer.extend(t for t in second.proto.graph.initializer if t.name not in known)
+        graph.input.extend(v for v in second.proto.graph.input if v.name not in known)
+        graph.output.extend(second.proto.graph.output)
+        return WeightProgram(proto)._making(kept)
+
+    def _making(self, kept: Container[str]) -> WeightProgram | None:
+        graph = onnx.GraphProto(name=self.proto.graph.name)
+        graph.output.extend(v for v in self.proto.graph.output if v.name in kept)
+        needed = sorted({i for v in graph.output for i in self._above(v.name)})
+        read = {r for i in needed for r in self._reads[i]}
+        graph.node.extend(self._nodes[i] for i in needed)
+        graph.input.extend(v for v in self.proto.graph.input if v.name in read)
+        graph.initializer.extend(t for t in self.proto.graph.initializer if t.name in read)
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self.proto)
+        proto.graph.CopyFrom(graph)
+        return WeightProgram(proto) if graph.output else None
+
     @property
     def inputs(self) -> list[str]:
         return [v.name for v in self.proto.graph.input]
@@ -92,11 +130,6 @@ class WeightProgram:
         model = helper.make_model_gen_version(graph, opset_imports=self.proto.opset_import, ir_version=self.proto.ir_version)
         model.functions.extend(self.proto.functions)
         return reference.ReferenceProgram(model, float64)(*arrays.values())[0]  # type: ignore[no-any-return]
-
-    def sources(self, name: str) -> list[str]:
-        """The original weights that one folded weight is made of."""
-        originals = set(self.inputs)
-        return sorted({r for i in self._above(name) for r in self._reads[i]} & originals)
 
     def _above(self, name: str) -> list[int]:
         """The nodes that ``name`` is computed by, by place, in the program's order."""

@@ -53,7 +53,8 @@ def _leading(draw: Any) -> dict[str, Any]:
     moves = [transpose(shape, (1, 0, 2, 3)), reshape(shape, (a * b, c, i)), reshape(shape, (-1, i)), transpose(shape, (0, 2, 1, 3)),
              expand(shape, (2, a, b, c, i))]  # fmt: skip
     move = draw.choice([m for m in moves if m is not None])
-    return {"m": str(move.anywhere()), "x": draw.tensor(shape), "A": draw.tensor((i, o)), "b": draw.tensor((o,)), "f": draw.choice(["total", "reverse"]),
+    return {"m": str(move.anywhere()), "x": draw.tensor(shape),
+            "A": draw.tensor((i, o)), "b": draw.tensor((o,)), "f": draw.choice(["total", "reverse"]),
             "k": draw.choice(["layer", "rms"]), "e": draw.ones("")}  # fmt: skip
 
 
@@ -66,10 +67,16 @@ def _axis(draw: Any) -> dict[str, Any]:
     return {"m": str(move), "x": draw.tensor(shape), "a": o, "s": draw.tensor((shape[i],))}
 
 
+def _turned_and_joined(shape: tuple[int, ...]) -> Move | None:
+    """[a, b, c] -> [a, c b]"""
+    joined = reshape((shape[0], shape[2], shape[1]), (shape[0], -1))
+    return None if joined is None else compose(transpose(shape, (0, 2, 1)), joined)
+
+
 def _merged(draw: Any) -> dict[str, Any]:
     """A move that puts several copies of an axis into one."""
     shape = (2, draw.integer(2, 3), draw.integer(2, 3))
-    moves = [reshape(shape, (2, -1)), reshape(shape, (-1,)), compose(transpose(shape, (0, 2, 1)), reshape((2, shape[2], shape[1]), (2, -1)))]  # type: ignore[arg-type]
+    moves = [reshape(shape, (2, -1)), reshape(shape, (-1,)), _turned_and_joined(shape)]
     move = draw.choice([m for m in moves if m is not None])
     i = draw.choice([a[0] for a in move.axes() if a[2] * a[3] > 1])
     return {"m": str(move), "x": draw.tensor(shape), "a": i, "s": draw.tensor((shape[i],))}
@@ -79,8 +86,9 @@ def _blocks(draw: Any) -> dict[str, Any]:
     """A map, a move that joins its last axis with others, and a map of what that gives."""
     r, d, i, o = (draw.integer(2, 3) for _ in range(4))
     shape = (2, r, d)
-    move = draw.choice([reshape(shape, (2, -1)), compose(transpose(shape, (0, 2, 1)), reshape((2, d, r), (2, -1)))])  # type: ignore[arg-type]
-    return {"m": str(move.anywhere()), "x": draw.tensor((2, r, i)), "A": draw.tensor((i, d)), "b": draw.tensor((d,)), "B": draw.tensor((r * d, o)), "c": draw.tensor((o,))}
+    move = draw.choice([reshape(shape, (2, -1)), _turned_and_joined(shape)])
+    shapes = {"x": (2, r, i), "A": (i, d), "b": (d,), "B": (r * d, o), "c": (o,)}
+    return {"m": str(move.anywhere())} | {name: draw.tensor(s) for name, s in shapes.items()}
 
 
 def _repeated_vector(draw: Any) -> dict[str, Any]:
@@ -92,7 +100,8 @@ def _repeated_vector(draw: Any) -> dict[str, Any]:
 def _pointwise(draw: Any) -> dict[str, Any]:
     n, t, i, o = draw.integer(1, 2), draw.integer(2, 3), draw.integer(2, 3), draw.integer(1, 3)
     w = Window(i, o, (1,), (1,), (0, 0), (1,), 1)
-    return {"x": draw.tensor((n, t, i)), "m": str(transpose((n, t, i), (0, 2, 1)).anywhere()), "w": str(w), "K": draw.tensor(w.shape), "b": draw.tensor((o,))}
+    move = transpose((n, t, i), (0, 2, 1)).anywhere()
+    return {"x": draw.tensor((n, t, i)), "m": str(move), "w": str(w), "K": draw.tensor(w.shape), "b": draw.tensor((o,))}
 
 
 def _covered(draw: Any) -> dict[str, Any]:
@@ -181,8 +190,9 @@ def scale_after_move(op: Reading, m: Term, x: Term, s: Term, a: Term, o: Term) -
     return op.move(m, op.scale(x, s, a)), op.scale(op.move(m, x), s, o)
 
 
-@rule("m:move x: s:i a:int o:int p:int q:int", when="const(s)", given="spreads_axis(m,a,o,p,q)", equal="bits", cite="R8, R4 (55: the weight of a norm of each head)",
-      sample=_merged, breaks_at={"m": TURNED, "x": [[1.0, 2.0], [3.0, 4.0]], "s": [1.0, 2.0], "a": -1, "o": -1, "p": 1, "q": 1})  # fmt: skip
+@rule("m:move x: s:i a:int o:int p:int q:int", when="const(s)", given="spreads_axis(m,a,o,p,q)", equal="bits",
+      cite="R8, R4 (55: the weight of a norm of each head)", sample=_merged,
+      breaks_at={"m": TURNED, "x": [[1.0, 2.0], [3.0, 4.0]], "s": [1.0, 2.0], "a": -1, "o": -1, "p": 1, "q": 1})  # fmt: skip
 def scale_after_merging_move(op: Reading, m: Term, x: Term, s: Term, a: Term, o: Term, p: Term, q: Term) -> tuple[Term, Term]:
     """move(x * s) == move(x) * [s|s|...], where the axis of s is joined with others"""
     return op.move(m, op.scale(x, s, a)), op.scale(op.move(m, x), op.tile(s, p, q), o)

@@ -26,8 +26,8 @@ def number_before_norm(op: Reading, k: Term, x: Term, c: Term, e: Term) -> tuple
     return op.norm(k, op.scalar(x, c), e), op.scalar(op.norm(k, x, op.divide(e, op.mul(c, c))), op.sign(c))
 
 
-@rule("k:text x:ni c: e:", when="const(c) const(e)", given="centres(k)", equal="limit", cite="R9", sample=lambda draw: {"k": "layer", "e": draw.ones("")},
-      breaks_at={"k": "rms", "x": [[1.0, 2.0]], "c": 1.0, "e": 1.0})  # fmt: skip
+@rule("k:text x:ni c: e:", when="const(c) const(e)", given="centres(k)", equal="limit", cite="R9",
+      sample=lambda draw: {"k": "layer", "e": draw.ones("")}, breaks_at={"k": "rms", "x": [[1.0, 2.0]], "c": 1.0, "e": 1.0})  # fmt: skip
 def shift_before_layer_norm(op: Reading, k: Term, x: Term, c: Term, e: Term) -> tuple[Term, Term]:
     """norm(x + c) == norm(x), c a number, for a norm that takes the mean away"""
     return op.norm(k, op.shift(x, c), e), op.norm(k, x, e)

@@ -81,6 +81,12 @@ def program() -> TvmProgram:
     return made
 
 
+@pytest.fixture
+def forgetful(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database in which nothing is known yet."""
+    monkeypatch.setenv("REWRITER_DATABASE", str(tmp_path / "own.sqlite"))
+
+
 def agree(program: TvmProgram, x: Any, model: onnx.ModelProto | None = None) -> None:
     want = onnxruntime.build(model or mixed(), threads=1)(x)
     got = program(x)
@@ -175,7 +181,54 @@ def test_another_processor_is_refused(program: TvmProgram, tmp_path: Path, monke
         backend("tvm").restore(tmp_path)
 
 
-def test_regions_that_differ_or_time_out_go_to_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_warm_compile_compares_nothing_again(forgetful: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[str] = []
+    judge = regions._difference
+
+    def counted(proto: onnx.ModelProto, *rest: Any) -> str | None:
+        judged.append(proto.graph.output[0].name)
+        return judge(proto, *rest)
+
+    monkeypatch.setattr(regions, "_difference", counted)
+    backend("tvm").build(mixed(2), threads=1)
+    assert len(judged) >= 2
+    count = len(judged)
+    again = backend("tvm").build(mixed(2), threads=1)
+    assert len(judged) == count
+    agree(again, numbers(2, 3, 8, seed=3), mixed(2))
+    other = mixed(2)  # the same machine code, other weights: nothing is known of them
+    weight = next(t for t in other.graph.initializer if t.name == "k")
+    weight.CopyFrom(numpy_helper.from_array(numbers(4, 3, 3, seed=11), "k"))
+    agree(backend("tvm").build(other, threads=1), numbers(2, 3, 8, seed=3), other)
+    assert len(judged) > count
+
+
+def test_large_weights_stay_in_a_file(forgetful: None) -> None:
+    """Those of 1 KB and more are not in the folded model's message: of what TVM takes, of what it leaves, and of a result."""
+    nodes = [apply("MatMul", ["x", "a"], ["p"]), apply("Relu", ["p"], ["r"]), apply("Add", ["r", "b"], ["s"]), apply("Det", ["s"], ["d"]),
+             apply("MatMul", ["a", "a"], ["folded"]), apply("Mul", ["d", "c"], ["t"])]  # fmt: skip
+    weights = {"a": numbers(40, 40), "b": numbers(40, 40), "c": numbers(300)}
+    ports = [helper.make_tensor_value_info(n, 1, s) for n, s in (("x", ["n", 40]), ("t", None), ("folded", [40, 40]), ("b", [40, 40]))]
+    graph = helper.make_graph(nodes, "g", ports[:1], ports[1:], [numpy_helper.from_array(v, n) for n, v in weights.items()])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    program = backend("tvm").build(model, threads=1, example_inputs=[numbers(40, 40)])
+    [running] = program._plans.values()
+    assert {step["kind"] for step in running._steps} == {"tvm", "onnxruntime"}
+    assert not list(running.folder.glob("*.data"))
+    agree(program, numbers(40, 40, seed=3) * np.float32(0.2), model)
+
+
+def test_an_invalid_model_is_refused(tmp_path: Path) -> None:
+    broken = mixed(2)
+    broken.graph.node[0].input[0] = "nowhere"
+    with pytest.raises(InvalidModel, match="^ONNX Runtime refuses the model: .*nowhere"):
+        backend("tvm").build(broken, threads=1)
+    (tmp_path / "bad.onnx").write_bytes(b"not a model")
+    with pytest.raises(InvalidModel, match="not an ONNX model"):
+        backend("tvm").build(tmp_path / "bad.onnx")
+
+
+def test_regions_that_differ_or_time_out_go_to_onnx_runtime(forgetful: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(regions, "_difference", lambda *_: "it is off by one")
     program = backend("tvm").build(mixed(2), threads=1)
     [running] = program._plans.values()
@@ -187,7 +240,7 @@ def test_regions_that_differ_or_time_out_go_to_onnx_runtime(monkeypatch: pytest.
     agree(hurried, numbers(2, 3, 8, seed=9), mixed(2))
 
 
-def test_a_failing_region_is_halved_until_the_rest_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_region_is_halved_until_the_rest_compiles(forgetful: None, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["x", *(f"v{i}" for i in range(8))]
     ops = ["Relu", "Neg", "Sigmoid", "Neg", "Tanh", "Relu", "Neg", "Exp"]
     nodes = [apply(op, [names[i]], [names[i + 1]]) for i, op in enumerate(ops)]

@@ -49,7 +49,8 @@ def run(proto: onnx.ModelProto, *inputs: Array, folder: Path, machine: Machine, 
     layout = module.plan(low, configs)
     library = folder / f"{len(list(folder.glob('*.so')))}.so"
     module.build(low, configs, layout, library)
-    layout.weights.tofile(library.with_suffix(".weights"))
+    with library.with_suffix(".weights").open("wb") as file:
+        layout.weights.write(file)
     library.with_suffix(".json").write_text(json.dumps(module.signature(low, layout)))
     return Library(library, 2)(list(inputs)), low.launches
 

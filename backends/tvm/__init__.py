@@ -10,6 +10,7 @@ once for each set of input shapes that is called, up to a bound.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backends.tvm.lower import refusal
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir
 
+    from backends.tvm.cuda import CudaProgram
     from backends.tvm.program import TvmProgram
 
 
@@ -34,23 +36,32 @@ def build(
     example_inputs: Any = None,
     tune: int = 0,
     seconds: float = 300.0,
-) -> TvmProgram:
+) -> TvmProgram | CudaProgram:
     """Compile ``model``, now for the shapes of ``example_inputs`` (arrays in graph order) or its own if those are fixed,
     else when it is first called.
 
     ``tune``: configurations to measure beyond the few that each kernel gets, shared by how heavy the kernels are;
-    ``seconds``: what all compilation for one set of shapes may take, after which regions go to ONNX Runtime.
+    ``seconds``: what all compilation for one set of shapes may take, after which regions go to ONNX Runtime. ``target``: "cpu",
+    "cuda", or "cuda:sm_86" (``backends/tvm/cuda.py``: the whole model, for a GPU that need not be here).
     """
+    if target != "cpu":
+        from backends.tvm import cuda
+
+        return cuda.make(model, target, threads, example_inputs, seconds)
     from backends.tvm.program import make
 
-    return make(model, target, threads, example_inputs, tune, seconds)
+    return make(model, threads, example_inputs, tune, seconds)
 
 
-def restore(directory: str | os.PathLike[str], threads: int | None = None) -> TvmProgram:
+def restore(directory: str | os.PathLike[str], threads: int | None = None) -> TvmProgram | CudaProgram:
     """The program that was saved in ``directory``; it needs ``tvm_ffi`` and TVM's runtime, and never compiles.
 
     Input shapes that were not compiled run on ONNX Runtime. Raises UnsupportedModel on another kind of processor.
     """
+    from backends.tvm import cuda
+
+    if Path(directory, cuda.FOLDER).is_dir():
+        return cuda.reopen(directory, threads)
     from backends.tvm.program import reopen
 
     return reopen(directory, threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -10,24 +11,60 @@ from typing import Any
 Reply = tuple[Any, list[Any]]
 
 
-def fold(values: list[Any], *, source: str, result: str) -> Reply:
-    """Fold the constants and shape arithmetic of the model ``source``, whose input shapes are fixed, into ``result``."""
+Types = dict[str, tuple[int, list[int]]]
+
+
+def fold(values: list[Any], *, source: str, result: str, types: Types | None = None, fixed: str = "") -> Reply:
+    """Fold the constants and shape arithmetic of the model ``source`` into ``result``; large weights lie beside it, in ``NAME.data``.
+
+    ``types``: element type and shape of each input, by name; the model with these is written to ``fixed``, in the folder of
+    ``source``. None: they are those that it declares. The reply has the digest of the ``weights``' file.
+    """
     import onnxruntime  # type: ignore[import-untyped, unused-ignore]
 
+    if types is not None:
+        _fix(source, types, fixed)
+    path, data = source if types is None else fixed, Path(result).with_suffix(".data")
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = result
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", data.name)
+    options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+    options.add_session_config_entry("session.disable_prepacking", "1")  # the session never runs
     options.log_severity_level = 4
     # it would put a Reshape between a product and what can follow it in registers
     unwanted = ["MatMulAddFusion"]
-    onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"], disabled_optimizers=unwanted)
-    return None, []
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"], disabled_optimizers=unwanted)
+    return {"weights": _digest_of(data) if data.exists() else ""}, []
+
+
+def _fix(source: str, types: Types, target: str) -> None:
+    import onnx
+    from onnx import helper, inliner
+
+    model = onnx.load(source, load_external_data=False)
+    if model.functions:
+        model = inliner.inline_local_functions(model)
+    del model.graph.value_info[:]
+    for value in model.graph.input:
+        if value.name in types:
+            value.type.CopyFrom(helper.make_tensor_type_proto(*types[value.name]))
+    for output in model.graph.output:
+        if output.type.HasField("tensor_type"):
+            output.type.tensor_type.ClearField("shape")
+    Path(target).write_bytes(model.SerializeToString())
+
+
+def _digest_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def compile_region(values: list[Any], *, source: str, library: str, threads: int, tune: int = 0, fast: int = 4) -> Reply:
     """Compile the model ``source`` (fixed shapes) to ``library``: machine code, weights beside it, and what to call it with.
 
-    ``fast``: the largest Winograd tile allowed; the reply says whether any was used (``fast``), and how many kernels there are.
+    ``fast``: the largest Winograd tile allowed; the reply says whether any was used (``fast``), how many kernels there are, and
+    the ``digest`` of the machine code. What the database has needs no compiler: then TVM is not even imported.
     """
     import onnx
 
@@ -38,8 +75,10 @@ def compile_region(values: list[Any], *, source: str, library: str, threads: int
     from backends.tvm.machine import detect
     from backends.tvm.tune import choose
 
-    machine, database = detect(threads), Database()
-    low = lower(read(onnx.load(source)), machine, fast)
+    database = Database()
+    machine = detect(threads, database=database)
+    graph = read(onnx.load(source, load_external_data=False), folder=Path(source).parent)
+    low = lower(graph, machine, fast)
     configs = choose(low, database, tune=tune)
     layout = module.plan(low, configs)
     name = digest(machine, module.structure(low, configs, layout))
@@ -49,10 +88,11 @@ def compile_region(values: list[Any], *, source: str, library: str, threads: int
         database.keep_library(name, Path(library).read_bytes())
     else:
         Path(library).write_bytes(code)
-    layout.weights.tofile(Path(library).with_suffix(".weights"))
+    with Path(library).with_suffix(".weights").open("wb") as file:
+        layout.weights.write(file)
     Path(library).with_suffix(".json").write_text(json.dumps(module.signature(low, layout)))
     used = any("Winograd" in launch.label for launch in low.launches)
-    return {"kernels": len(configs), "launches": len(low.launches), "fast": used}, []
+    return {"kernels": len(configs), "launches": len(low.launches), "fast": used, "digest": name}, []
 
 
 def try_region(values: list[Any], *, library: str) -> Reply:

@@ -19,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from backends.tvm.kernel import Config, Kernel, Machine
+from backends.tvm.rates import speed_of
 
 FORMAT = 1  # of the measurements: to be raised when other configurations would be the best
 _ROOM = 512 << 20  # bytes of libraries that are kept
@@ -27,6 +28,11 @@ CREATE TABLE IF NOT EXISTS kernels (
     kernel TEXT, machine TEXT, versions TEXT, config TEXT, microseconds REAL, trials INTEGER,
     PRIMARY KEY (kernel, machine, versions)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS libraries (digest TEXT PRIMARY KEY, used INTEGER, code BLOB);
+CREATE TABLE IF NOT EXISTS checks (region TEXT, library TEXT, verdict TEXT, PRIMARY KEY (region, library)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS speeds (
+    kernel TEXT, machine TEXT, versions TEXT, kind TEXT, operations REAL, sizes TEXT, microseconds REAL,
+    PRIMARY KEY (kernel, machine, versions)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS facts (name TEXT, versions TEXT, value TEXT, PRIMARY KEY (name, versions)) WITHOUT ROWID;
 """
 
 
@@ -45,10 +51,19 @@ class Database:
 
     def keep(self, kernel: Kernel, machine: Machine, config: Config, seconds: float, trials: int) -> None:
         """Remember the best of ``trials`` configurations and its time."""
-        row = (repr(kernel), _name(machine), _versions(), json.dumps(config), seconds * 1e6, trials)
+        key = (repr(kernel), _name(machine), _versions())
         with self._open() as connection:
             if connection:
-                connection.execute("INSERT OR REPLACE INTO kernels VALUES (?, ?, ?, ?, ?, ?)", row)
+                connection.execute("INSERT OR REPLACE INTO kernels VALUES (?, ?, ?, ?, ?, ?)", (*key, json.dumps(config), seconds * 1e6, trials))
+                connection.execute("INSERT OR REPLACE INTO speeds VALUES (?, ?, ?, ?, ?, ?, ?)", (*key, *speed_of(kernel), seconds * 1e6))
+
+    def speeds(self, machine: Machine) -> list[tuple[str, float, str, float]]:
+        """Of every kernel that was measured there: what ``speed_of`` says, and microseconds; in a fixed order."""
+        query = "SELECT kind, operations, sizes, microseconds FROM speeds WHERE machine = ? AND versions = ? ORDER BY kernel"
+        with self._open() as connection:
+            rows: list[tuple[str, float, str, float]] = connection.execute(query, (_name(machine), _versions())).fetchall() if connection else []
+            return rows
+        return []
 
     def library(self, digest: str) -> bytes | None:
         """The machine code of that digest."""
@@ -72,6 +87,32 @@ class Database:
                 total += size
                 if total > _ROOM:
                     connection.execute("DELETE FROM libraries WHERE digest = ?", (name,))
+
+    def checks(self, region: str) -> dict[str, str]:
+        """What came of comparing the region of that digest (graph and weights) with float64: by the digest of the machine code
+        that computed it, why it was not used, or nothing if it was right."""
+        with self._open() as connection:
+            rows = connection.execute("SELECT library, verdict FROM checks WHERE region = ?", (region,)).fetchall() if connection else []
+        return dict(rows)
+
+    def keep_check(self, region: str, library: str, verdict: str) -> None:
+        """Remember what came of a comparison."""
+        with self._open() as connection:
+            if connection:
+                connection.execute("INSERT OR REPLACE INTO checks VALUES (?, ?, ?)", (region, library, verdict))
+
+    def fact(self, name: str) -> str | None:
+        """What was found out about the machine under that name, with these versions."""
+        query = "SELECT value FROM facts WHERE name = ? AND versions = ?"
+        with self._open() as connection:
+            row = connection.execute(query, (name, _versions())).fetchone() if connection else None
+        return str(row[0]) if row else None
+
+    def keep_fact(self, name: str, value: str) -> None:
+        """Remember something about the machine."""
+        with self._open() as connection:
+            if connection:
+                connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?, ?)", (name, _versions(), value))
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[sqlite3.Connection | None]:

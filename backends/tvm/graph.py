@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -82,13 +83,13 @@ class UnsupportedNode(ValueError):
         self.output = output
 
 
-def read(model: onnx.ModelProto, refused: dict[str, str] | None = None) -> Graph:
-    """``model`` as a Graph. Raises UnsupportedNode; or notes the reason in ``refused``, by the node's first output, and takes
-    what the node makes for inputs."""
+def read(model: onnx.ModelProto, refused: dict[str, str] | None = None, folder: Path | None = None) -> Graph:
+    """``model`` as a Graph; ``folder``: where its external data lie. Raises UnsupportedNode; or notes the reason in ``refused``,
+    by the node's first output, and takes what the node makes for inputs."""
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     graph = Graph([value.name for value in model.graph.input], [value.name for value in model.graph.output])
     for tensor in model.graph.initializer:
-        array = numpy_helper.to_array(tensor)
+        array = numpy_helper.to_array(tensor, base_dir=str(folder or ""))
         graph.constants[tensor.name] = array
         graph.shapes[tensor.name], graph.dtypes[tensor.name] = array.shape, array.dtype.name
     graph.inputs = [name for name in graph.inputs if name not in graph.constants]

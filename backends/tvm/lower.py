@@ -23,6 +23,8 @@ from backends.tvm.pointwise import SUPPORTED
 from backends.tvm.recognise import recognise
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import onnx
 
 # what computes; a chain of element-wise nodes may follow each
@@ -79,8 +81,9 @@ def refusal(op: str, domain: str) -> str | None:
     return f"{op} is left to ONNX Runtime: there is no kernel for it"
 
 
-def refusals(model: onnx.ModelProto) -> dict[str, str]:
-    """Why nodes cannot be lowered, by the name of their first output; ``model`` has fixed shapes. Compiles nothing."""
+def refusals(model: onnx.ModelProto, folder: Path | None = None) -> dict[str, str]:
+    """Why nodes cannot be lowered, by the name of their first output; ``model`` has fixed shapes, and external data in ``folder``.
+    Compiles nothing."""
     refused: dict[str, str] = {}
-    lower(read(model, refused), Machine("any", 16, 32, 2, False), refused=refused)
+    lower(read(model, refused, folder), Machine("any", 16, 32, 2, False), refused=refused)
     return refused

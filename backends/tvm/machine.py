@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import platform
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backends.tvm.kernel import Machine
+
+if TYPE_CHECKING:
+    from backends.tvm.database import Database
 
 _CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
 _FLAGS = Path("/proc/cpuinfo")
@@ -15,8 +21,32 @@ _FALLBACKS = ("x86-64-v4", "x86-64-v3", "x86-64-v2", "x86-64")
 _WIDE = ("avx2", "avx5", "avxv", "fma", "f16c", "sse4")
 
 
-def detect(threads: int, processor: str | None = None) -> Machine:
-    """The machine at hand, or one with the ``processor`` that LLVM knows by that name."""
+def detect(threads: int, processor: str | None = None, database: Database | None = None) -> Machine:
+    """The machine at hand, or one with the ``processor`` that LLVM knows by that name.
+
+    What a ``database`` has about the machine at hand is believed: LLVM takes a second to load.
+    """
+    if database is None or processor is not None:
+        return _asked(threads, processor)
+    machine = known(threads, database)
+    if machine is None:
+        machine = _asked(threads, None)
+        database.keep_fact(_here(threads), json.dumps(asdict(machine)))
+    return machine
+
+
+def known(threads: int, database: Database) -> Machine | None:
+    """The machine at hand, if the database has it."""
+    found = database.fact(_here(threads))
+    return Machine(**json.loads(found)) if found is not None else None
+
+
+def _here(threads: int) -> str:
+    return json.dumps([_processor(), threads])
+
+
+def _asked(threads: int, processor: str | None) -> Machine:
+    """As ``detect``, from LLVM."""
     import tvm  # type: ignore[import-untyped, unused-ignore]
 
     known = tvm.target.codegen
@@ -68,6 +98,16 @@ def _reported() -> frozenset[str]:
         return frozenset()
     flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
     return frozenset(_plain(flag) for flag in flags)
+
+
+def _processor() -> list[str]:
+    """What tells processors apart: the lines of one of them, but for its speed, and its second-level cache."""
+    try:
+        lines = _FLAGS.read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        lines = [platform.processor()]
+    telling = ("vendor", "cpu family", "model", "stepping", "flags", "CPU", "Features")
+    return [*(line for line in lines if line.startswith(telling)), str(_second_level())]
 
 
 def _plain(feature: str) -> str:

@@ -7,19 +7,24 @@ machine, no allocation, nothing between two kernels but a call. Equal kernels ar
 from __future__ import annotations
 
 import os
+import sys
+import tempfile
+import zlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from backends.tvm.arena import ALIGNMENT, SLACK, Block, arrange
-from backends.tvm.kernel import Config, Kernel, Machine
+from backends.tvm.kernel import Config, Kernel
 from backends.tvm.lowering import Lowering, Packed, Storage
 from backends.tvm.views import View
 
 Array = np.ndarray[Any, Any]
 ENTRY = "region"
+_PLAIN_C = 1  # a calling convention for which TVM does not wrap a function: pointers go in as they are
 # TVM tells LLVM that two buffers of one function never overlap. Once kernels are inlined, the output of one and the input of
 # the next are two such buffers: no load may go before a store across the line between kernels. It costs no instruction.
 _BARRIER = """define i32 @rewriter_barrier() alwaysinline {
@@ -43,13 +48,14 @@ class Layout:
     """Where everything lies: for each launch the places of its parameters; the weights; the workspace's size in bytes."""
 
     places: tuple[tuple[Place, ...], ...]
-    weights: Array
+    weights: Weights
     workspace: int
 
 
 def plan(low: Lowering, configs: Mapping[Kernel, Config]) -> Layout:
     """The memory of a region whose kernels have these configurations."""
-    weights = _Weights()
+    weights = Weights()
+    weights.pack(low, configs)
     storages: dict[int, Place] = {}
     for number, storage in enumerate(low.storages):
         if storage.kind == "weight":
@@ -63,9 +69,8 @@ def plan(low: Lowering, configs: Mapping[Kernel, Config]) -> Layout:
     storages.update({number: Place("workspace", 0, offset) for number, offset in temporaries.items()})
     launches = []
     for index, launch in enumerate(low.launches):
-        config = configs[launch.kernel]
         places = [
-            weights.packed(launch.kernel, part, config, low.machine) if isinstance(part, Packed)
+            weights.packed(launch.kernel, part) if isinstance(part, Packed)
             else _shifted(storages[part.storage], part)
             for part in launch.reads
         ]  # fmt: skip
@@ -73,7 +78,7 @@ def plan(low: Lowering, configs: Mapping[Kernel, Config]) -> Layout:
         if index in scratches:
             places.append(Place("workspace", 0, scratches[index]))
         launches.append(tuple(places))
-    return Layout(tuple(launches), weights.whole(), workspace)
+    return Layout(tuple(launches), weights.end(), workspace)
 
 
 def structure(low: Lowering, configs: Mapping[Kernel, Config], layout: Layout) -> object:
@@ -94,22 +99,34 @@ def signature(low: Lowering, layout: Layout) -> dict[str, Any]:
 
 
 def build(low: Lowering, configs: Mapping[Kernel, Config], layout: Layout, library: str | os.PathLike[str]) -> None:
-    """Write the region's machine code to the shared library ``library``; ``ENTRY`` is the function to call."""
+    """Write the region's machine code to the shared library ``library``; ``ENTRY`` is the function to call.
+
+    The kernels are shared out to as many objects as there are threads, and linked: LLVM takes all the time.
+    """
     import tvm  # type: ignore[import-untyped, unused-ignore]
+    from tvm.support.cc import create_shared  # type: ignore[import-untyped, unused-ignore]
 
     from backends.tvm.codegen import compile_functions
 
-    parts: dict[Any, Any] = {}
     functions: dict[Kernel, Any] = {}
-    for launch in low.launches:
-        if launch.kernel not in functions:
-            functions[launch.kernel] = variable = tvm.ir.GlobalVar(f"kernel{len(functions)}")
-            parts[variable] = launch.kernel.write(configs[launch.kernel], low.machine)
-    parts[tvm.ir.GlobalVar(ENTRY)] = _entry(low, layout, functions, parts)
-    compile_functions(parts, low.machine).export_library(os.fspath(library))
+    for kernel in dict.fromkeys(launch.kernel for launch in low.launches):
+        written = kernel.write(configs[kernel], low.machine)
+        functions[kernel] = written.with_attr({"global_symbol": f"rewriter_kernel{len(functions)}", "calling_conv": _PLAIN_C})
+    parts = [_entry(low, layout, functions), *functions.values()]
+    count = min(low.machine.threads, len(parts))
+
+    def compiled(share: int) -> str:
+        path = os.path.join(folder, f"{share}.o")
+        named = {tvm.ir.GlobalVar(str(part.attrs["global_symbol"])): part for part in parts[share::count]}
+        compile_functions(named, low.machine).write_to_file(path, "o")
+        return path
+
+    with tempfile.TemporaryDirectory(prefix="rewriter-") as folder, ThreadPoolExecutor(count) as pool:
+        own = ["-Wl,-Bsymbolic"] if sys.platform == "linux" else []  # the kernels of two libraries have the same names
+        create_shared(os.fspath(library), list(pool.map(compiled, range(count))), options=own)
 
 
-def _entry(low: Lowering, layout: Layout, functions: Mapping[Kernel, Any], parts: Mapping[Any, Any]) -> Any:
+def _entry(low: Lowering, layout: Layout, functions: Mapping[Kernel, Any]) -> Any:
     from tvm import ir, tirx  # type: ignore[import-untyped, unused-ignore]
 
     from backends.tvm.emit import stored
@@ -126,9 +143,9 @@ def _entry(low: Lowering, layout: Layout, functions: Mapping[Kernel, Any], parts
         function = functions[launch.kernel]
         addresses = [
             _address(memories[place.memory, place.index].data, place.offset, parameter.ty)
-            for place, parameter in zip(places, parts[function].params, strict=True)
+            for place, parameter in zip(places, function.params, strict=True)
         ]
-        body.append(tirx.Evaluate(ir.Call(function, addresses, ret_ty=ir.PrimType("int32"))))
+        body.append(tirx.Evaluate(tirx.call_extern("int32", function.attrs["global_symbol"], *addresses)))
         body.append(tirx.Evaluate(tirx.call_extern("int32", "rewriter_barrier")))
     whole = tirx.SeqStmt([*body, tirx.Evaluate(tirx.IntImm("int32", 0))])
     whole = tirx.AttrStmt(tirx.IntImm("int32", 0), "pragma_import_llvm", ir.StringImm(_BARRIER), whole)
@@ -142,34 +159,70 @@ def _address(data: Any, offset: int, kind: Any) -> Any:
     return ir.Call(ir.Op.get("tirx.handle_add_byte_offset"), [data, tirx.IntImm("int64", offset)], ret_ty=kind)
 
 
-class _Weights:
+class Weights:
     """Arrays one after the other, aligned, equal ones once."""
 
     def __init__(self) -> None:
         self._arrays: list[Array] = []
-        self._known: dict[tuple[Any, ...], int] = {}
-        self._size = 0
+        self._known: dict[tuple[int, int], list[tuple[Array, int]]] = {}  # by size and checksum
         self._packed: dict[tuple[int, Kernel], int] = {}
+        self.nbytes = 0
 
-    def packed(self, kernel: Kernel, part: Packed, config: Config, machine: Machine) -> Place:
-        """The place of weights that ``kernel`` packs; a band of an image finds those of the band before."""
-        key = (id(part), kernel)
-        if key not in self._packed:
-            self._packed[key] = self.add(kernel.pack(part.array, config, machine))  # type: ignore[attr-defined]
-        return Place("weights", 0, self._packed[key])
+    def pack(self, low: Lowering, configs: Mapping[Kernel, Config]) -> None:
+        """Let the kernels pack their weights, on all cores: NumPy's loops leave the interpreter to others."""
+        wanted: dict[tuple[int, Kernel], Packed] = {}
+        for launch in low.launches:
+            wanted.update({(id(part), launch.kernel): part for part in launch.reads if isinstance(part, Packed)})
+
+        def packed(kernel: Kernel, part: Packed) -> tuple[Array, int]:
+            flat = _bytes_of(kernel.pack(part.array, configs[kernel], low.machine))  # type: ignore[attr-defined]
+            return flat, zlib.adler32(flat.data)
+
+        with ThreadPoolExecutor(low.machine.threads) as pool:
+            made = pool.map(lambda item: packed(item[0][1], item[1]), wanted.items())
+            for key, (flat, checksum) in zip(wanted, made, strict=True):
+                self._packed[key] = self._put(flat, checksum)
+
+    def packed(self, kernel: Kernel, part: Packed) -> Place:
+        """The place of weights that ``kernel`` packed; a band of an image finds those of the band before."""
+        return Place("weights", 0, self._packed[id(part), kernel])
 
     def add(self, array: Array) -> int:
-        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        key = (flat.size, hash(flat.tobytes()))
-        if key not in self._known:
-            self._known[key] = self._size
-            room = -(-(flat.size + SLACK) // ALIGNMENT) * ALIGNMENT
-            self._arrays.append(np.pad(flat, (0, room - flat.size)))
-            self._size += room
-        return self._known[key]
+        """Where ``array`` lies, in bytes."""
+        flat = _bytes_of(array)
+        return self._put(flat, zlib.adler32(flat.data))
 
-    def whole(self) -> Array:
-        return np.concatenate(self._arrays) if self._arrays else np.zeros(ALIGNMENT, np.uint8)
+    def write(self, file: IO[bytes]) -> None:
+        """All of it, in order."""
+        for flat in self._arrays:
+            file.write(flat.data)
+            file.write(bytes(_room(flat) - flat.size))
+        if not self._arrays:
+            file.write(bytes(self.nbytes))
+
+    def end(self) -> Weights:
+        """These, with nothing to come."""
+        self.nbytes = self.nbytes or ALIGNMENT
+        return self
+
+    def _put(self, flat: Array, checksum: int) -> int:
+        alike = self._known.setdefault((flat.size, checksum), [])
+        for other, offset in alike:
+            if np.array_equal(flat, other):
+                return offset
+        alike.append((flat, self.nbytes))
+        self._arrays.append(flat)
+        self.nbytes += _room(flat)
+        return alike[-1][1]
+
+
+def _bytes_of(array: Array) -> Array:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _room(flat: Array) -> int:
+    """Bytes from the start of ``flat`` to that of what comes next."""
+    return -(-(flat.size + SLACK) // ALIGNMENT) * ALIGNMENT
 
 
 def _temporaries(low: Lowering, configs: Mapping[Kernel, Config]) -> tuple[dict[int, int], dict[int, int], int]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from backends import onnxruntime
 from backends.arrays import as_numpy
-from backends.program import Port
+from backends.program import Port, model_inputs, ports_of
 from backends.threads import thread_count
 from backends.tvm.runtime import Library, processor
 from rewriter.errors import InvalidInput, InvalidModel, UnsupportedModel
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import onnx
 
     from backends.tvm.regions import Plan
+    from backends.worker import Worker
 
 PLANS = 8  # sets of input shapes that are compiled; others run on ONNX Runtime
 _FOLDER, _INDEX = "tvm", "plans.json"
@@ -39,8 +40,10 @@ class TvmProgram:
         threads: int,
         tune: int,
         seconds: float | None,
+        closed: bool = False,
     ) -> None:
-        """``seconds`` is None for a program that was restored: it has its plans, and makes no new ones."""
+        """``seconds`` is None for a program that was restored: it has its plans, and makes no new ones. ``closed``: the model has no
+        functions of its own."""
         self.inputs = inputs
         self.outputs = outputs
         self.notes: list[str] = []
@@ -48,12 +51,18 @@ class TvmProgram:
         self._tune = tune
         self._seconds = seconds
         self._plans: dict[Key, _Running] = {}
+        self._started: Worker | None = None
+        self._closed = closed
         self._folder = tempfile.TemporaryDirectory(prefix="rewriter-tvm-")
         self._whole = Whole(Path(self._folder.name), threads)
 
-    def keep(self, model: onnx.ModelProto | Path) -> None:
-        """The model itself, for shapes that are not compiled yet."""
-        self._whole.put(model)
+    def keep(self, model: onnx.ModelProto | Path, external: bool) -> None:
+        """The model itself, for shapes that are not compiled yet; ``external``: does its file name others?"""
+        self._whole.put(model, external)
+
+    def keep_saved(self, model: Path) -> None:
+        """As ``keep``, of a file that ``save`` wrote."""
+        self._whole.link(model)
 
     def __call__(self, *inputs: Any) -> list[Any]:
         if len(inputs) != len(self.inputs):
@@ -62,6 +71,20 @@ class TvmProgram:
         arrays = [self._accept(port, value) for port, value in zip(self.inputs, inputs, strict=True)]
         running = self._running(arrays)
         return self._whole.run(arrays) if running is None else running(arrays)
+
+    def start(self) -> None:
+        """Start the compiler's process, which takes a moment, for a call of ``compile`` that will follow."""
+        self._started = self._compiler()
+        self._started.start()
+
+    @property
+    def compiled(self) -> int:
+        """For how many sets of input shapes there is a plan."""
+        return len(self._plans)
+
+    def check(self) -> None:
+        """Raises RewriterError for a model that ONNX Runtime refuses: one whose shapes are not known is compiled when it is called."""
+        self._whole.session()
 
     def compile(self, arrays: Sequence[Any]) -> None:
         """Compile for inputs of these shapes, unless that was done."""
@@ -110,16 +133,24 @@ class TvmProgram:
             self._plans[key] = self._make(arrays, self._seconds)
         return self._plans.get(key)
 
+    def _compiler(self) -> Worker:
+        from backends.worker import Worker
+
+        worker, self._started = self._started or Worker("tvm.compiler", threads=self._threads), None
+        return worker
+
     def _make(self, arrays: Sequence[Any], seconds: float) -> _Running:
         from backends.tvm.regions import plan
-        from backends.worker import Worker
 
         folder = Path(self._folder.name, str(len(self._plans)))
         folder.mkdir()
         named = {port.name: array for port, array in zip(self.inputs, arrays, strict=True)}
         # the compiler's process gets the cores; this one waits
-        with Worker("tvm.compiler", threads=self._threads, timeout=seconds) as worker:
-            made: Plan = plan(self._whole.model(), named, folder, worker, threads=self._threads, tune=self._tune, seconds=seconds)
+        with self._compiler() as worker:
+            made: Plan = plan(
+                self._whole.path, named, folder, worker, threads=self._threads, tune=self._tune, seconds=seconds,
+                as_declared=self._closed and all(port.shape == array.shape for port, array in zip(self.inputs, arrays, strict=True)),
+            )  # fmt: skip
         self.notes += [note for note in made.notes if note not in self.notes]
         steps = [vars(step) for step in made.steps]
         return _Running(folder, steps, made.weights, self.inputs, self.outputs, self._threads)
@@ -129,32 +160,34 @@ class Whole:
     """The whole model for ONNX Runtime, which runs what is not compiled: a file, and a session from when one is needed."""
 
     def __init__(self, folder: Path, threads: int) -> None:
-        self._path = folder / "model.onnx"
+        self.path = folder / "model.onnx"
         self._threads = threads
         self._program: onnxruntime.OnnxRuntimeProgram | None = None
 
-    def put(self, source: onnx.ModelProto | Path) -> None:
-        """Keep the model; of a file another name, if the file system can do that."""
-        if isinstance(source, Path):
-            for file in source.parent.glob(f"{source.name}*"):
-                _linked(file, self._path.with_name(file.name))
+    def put(self, source: onnx.ModelProto | Path, external: bool) -> None:
+        """Keep the model; ``external``: has its file others beside it?"""
+        if isinstance(source, Path) and not external:
+            shutil.copyfile(source, self.path)
         else:
-            onnxruntime.save_model(source, self._path)
+            onnxruntime.save_model(source, self.path)
+
+    def link(self, source: Path) -> None:
+        """Keep the files of a saved model, by another name if the file system can do that: nobody writes to them."""
+        for file in source.parent.glob(f"{source.name}*"):
+            _linked(file, self.path.with_name(file.name))
+
+    def session(self) -> onnxruntime.OnnxRuntimeProgram:
+        """It, ready to run. Raises RewriterError."""
+        self._program = self._program or onnxruntime.build(self.path, threads=self._threads)
+        return self._program
 
     def run(self, arrays: Sequence[Any]) -> list[Any]:
         """On ONNX Runtime."""
-        self._program = self._program or onnxruntime.build(self._path, threads=self._threads)
-        return self._program(*arrays)
-
-    def model(self) -> onnx.ModelProto:
-        """It, read again: it is not kept in memory, where the plans have its weights."""
-        import onnx
-
-        return onnx.load(self._path)
+        return self.session()(*arrays)
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """As another program would save it."""
-        onnxruntime.save_model(self._path, Path(directory, self._path.name))
+        onnxruntime.save_model(self.path, Path(directory, self.path.name))
 
 
 class _Running:
@@ -195,7 +228,6 @@ class _Running:
 
 def make(
     model: onnx.ModelProto | str | os.PathLike[str],
-    target: str,
     threads: int | None,
     example_inputs: Sequence[Any] | None,
     tune: int,
@@ -203,25 +235,41 @@ def make(
 ) -> TvmProgram:
     """As ``backends.tvm.build``."""
     import onnx
+    from onnx.external_data_helper import uses_external_data
 
     from backends.measure import example_arrays
 
-    if target != "cpu":
-        raise InvalidInput(f"the tvm backend has no target {target!r}; there is 'cpu'")
+    proto = model
     if isinstance(model, (str, os.PathLike)):
-        if not Path(model).is_file():
+        model = Path(model)
+        if not model.is_file():
             raise InvalidModel(f"{model}: no such file")
-        model = onnx.load(model)
-    session = onnxruntime.build(model, threads=threads)  # which says what is wrong with it, if anything is
-    inputs, outputs = session.inputs, session.outputs
-    del session
-    program = TvmProgram(inputs, outputs, thread_count(threads), tune, seconds)
-    program.keep(model)
+        proto = _read(model)
+    assert isinstance(proto, onnx.ModelProto)
+    inputs, outputs = model_inputs(proto.graph), ports_of(proto.graph.output)
+    program = TvmProgram(inputs, outputs, thread_count(threads), tune, seconds, closed=not proto.functions)
+    known = all(port.dtype not in ("", "str") and _static(port) for port in program.inputs)
+    if known or example_inputs is not None:
+        program.start()
+    program.keep(model, any(map(uses_external_data, proto.graph.initializer)))
+    del proto
     if example_inputs is not None:
         program.compile(example_inputs)
-    elif all(port.dtype not in ("", "str") and _static(port) for port in program.inputs):
+    elif known:
         program.compile(example_arrays(program.inputs))
+    if not program.compiled:
+        program.check()
     return program
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
+
+    try:
+        return onnx.load(path, load_external_data=False)
+    except DecodeError as error:
+        raise InvalidModel(f"{path} is not an ONNX model: {error}") from None
 
 
 def reopen(directory: str | os.PathLike[str], threads: int | None) -> TvmProgram:
@@ -235,7 +283,7 @@ def reopen(directory: str | os.PathLike[str], threads: int | None) -> TvmProgram
         raise UnsupportedModel(f"{folder} was compiled for a processor with {what}, which this one lacks; compile again here")
     inputs, outputs = ([Port(name, dtype, _shape(shape)) for name, dtype, shape in index[key]] for key in ("inputs", "outputs"))
     program = TvmProgram(inputs, outputs, threads or index["threads"], 0, None)
-    program.keep(Path(directory, "model.onnx"))
+    program.keep_saved(Path(directory, "model.onnx"))
     program.restore_plans(folder, index)
     return program
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,14 @@ import onnx
 from onnx import numpy_helper
 
 from backends import onnxruntime, reference
-from backends.onnxruntime import LARGE, write_with_external_data
+from backends.onnxruntime import LARGE, size, write_with_external_data
 from backends.partition import Part, halves, part_model, partition, type_of
+from backends.tvm.database import Database
 from backends.tvm.lower import refusals
 from backends.worker import Worker
 from rewriter.errors import RewriterError
 
+FOLDED, FIXED = "folded.onnx", "fixed.onnx"
 HALVINGS = 4  # of a region that fails: one bad node should not cost the whole region
 LEAST = 3  # nodes: a smaller region does not pay for its border
 NEAR, FAR = 4.0, 16.0  # how many times as far from the float64 result as ONNX Runtime's: by fast algorithms, and by others
@@ -45,7 +49,7 @@ class Plan:
 
 
 def plan(
-    model: onnx.ModelProto,
+    model: Path,
     inputs: Mapping[str, Any],
     folder: Path,
     worker: Worker,
@@ -53,66 +57,82 @@ def plan(
     threads: int,
     tune: int,
     seconds: float,
+    as_declared: bool = False,
 ) -> Plan:
-    """Split and compile ``model`` for inputs of these shapes; files go to ``folder``. What fails runs on ONNX Runtime."""
+    """Split and compile the file ``model`` for inputs of these shapes; files go to ``folder``. What fails runs on ONNX Runtime.
+
+    ``as_declared``: the shapes are those that the model gives, and it has no functions of its own.
+    """
     end = time.monotonic() + seconds
-    compiler = _Compiler(folder, worker, threads, tune, end)
     notes: list[str] = []
-    folded = _folded(model, inputs, folder, worker, notes, seconds)
+    folded, digest = _folded(model, None if as_declared else inputs, folder, worker, notes, seconds)
+    compiler = _Compiler(folder, worker, Database(), digest, threads, tune, end)
     results = {output.name for output in folded.graph.output}
-    weights = {t.name: numpy_helper.to_array(t) for t in folded.graph.initializer if t.name in results}
+    weights = {t.name: numpy_helper.to_array(t, base_dir=str(folder)) for t in folded.graph.initializer if t.name in results}
     values: dict[str, Any] = {**weights, **inputs}
     steps: list[Step] = []
-    refused = refusals(folded)
+    refused = refusals(folded, folder)
     notes += _summary(refused)
     waiting = [(part, 0) for part in reversed(partition(folded, lambda node: _taken(node, refused), least=LEAST))]
     attempts = 0
     while waiting:
         part, depth = waiting.pop()
         attempts += 1
-        proto = part_model(folded, part, values)
-        made, kind = _runtime_results(proto, part, values), "onnxruntime"
-        if part.taken:
-            reason = compiler.compile(proto, [np.asarray(values[n]) for n in part.inputs], made, f"{attempts}")
-            if reason is None:
-                kind = "tvm"
-            elif depth < HALVINGS and len(part.nodes) >= 2 * LEAST and end > time.monotonic():
+        with Region(folder, f"{attempts}", part_model(folded, part, values), [values[name] for name in part.inputs]) as region:
+            reason = compiler.compile(region) if part.taken else ""
+            if reason and depth < HALVINGS and len(part.nodes) >= 2 * LEAST and end > time.monotonic():
                 waiting += [(half, depth + 1) for half in reversed(halves(part)) if half.outputs]
                 continue
-            else:
+            if reason:
                 notes.append(f"{_named(part)} run on ONNX Runtime: {reason}")
-        file = f"{attempts}.so" if kind == "tvm" else f"{attempts}.onnx"
-        if kind == "onnxruntime":
-            _write(proto, folder / file)
-        steps.append(Step(kind, file, part.inputs, part.outputs))
-        values.update(zip(part.outputs, made, strict=True))
+            if reason is not None:
+                _write(region.whole(), region.path)
+            steps.append(Step("tvm" if reason is None else "onnxruntime", region.library.name if reason is None else region.path.name,
+                              part.inputs, part.outputs))  # fmt: skip
+            if waiting:
+                values.update(zip(part.outputs, region.results(), strict=True))
+    for path in (*folder.glob("*.region.onnx"), *folder.glob("folded.*")):
+        path.unlink()
     return Plan(tuple(steps), weights, tuple(notes))
 
 
-def _folded(model: onnx.ModelProto, inputs: Mapping[str, Any], folder: Path, worker: Worker, notes: list[str], seconds: float) -> onnx.ModelProto:
-    """``model`` with its shapes fixed and what follows from them computed; without that, most models do not import."""
-    from onnx import inliner
+def _folded(
+    source: Path, inputs: Mapping[str, Any] | None, folder: Path, worker: Worker, notes: list[str], seconds: float
+) -> tuple[onnx.ModelProto, str]:
+    """The model ``source`` with its shapes fixed to those of ``inputs`` (None: they are) and what follows from them computed; without
+    that, most models do not import. Large weights stay in a file of ``folder``, whose digest comes with it.
 
-    fixed = inliner.inline_local_functions(model) if model.functions else onnx.ModelProto.FromString(model.SerializeToString())
-    del fixed.graph.value_info[:]
-    for value in fixed.graph.input:
-        if value.name in inputs:
-            value.type.CopyFrom(type_of(inputs[value.name]))
-    for output in fixed.graph.output:
-        if output.type.HasField("tensor_type"):
-            output.type.tensor_type.ClearField("shape")
-    source, result = folder / "source.onnx", folder / "folded.onnx"
-    _write(fixed, source)
+    Raises RewriterError for a model that ONNX Runtime refuses.
+    """
+    fixed = source.with_name(FIXED)
+    worker.timeout = max(1.0, seconds)
     try:
-        worker.timeout = max(1.0, seconds)
-        worker.call("fold", source=str(source), result=str(result))
-        return onnx.load(result)
+        digest = fold_model(source, inputs, folder / FOLDED, worker)
+        return onnx.load(folder / FOLDED, load_external_data=False), digest
     except RewriterError as error:
+        onnxruntime.build(source, optimised=False)  # which says what is wrong with it, if anything is
         notes.append(f"shape arithmetic was not folded: {error}")
-        return fixed
+        return onnx.load(fixed if fixed.exists() else source), ""
     finally:
-        for path in (*folder.glob("source.onnx*"), *folder.glob("folded.onnx*")):
-            path.unlink()
+        fixed.unlink(missing_ok=True)
+
+
+def fold_model(source: Path, inputs: Mapping[str, Any] | None, result: Path, worker: Worker) -> str:
+    """Fold the file ``source`` into ``result``, as ``_folded``; the digest of its large weights. Raises RewriterError."""
+    kinds = None if inputs is None else {name: _type(array) for name, array in inputs.items()}
+    reply, _ = worker.call("fold", source=str(source), result=str(result), types=kinds, fixed=str(source.with_name(FIXED)))
+    return str(reply["weights"])
+
+
+def wrong(model: Path, inputs: list[Any], got: Sequence[Any]) -> str | None:
+    """Why ``got`` is not what the file ``model``, of fixed shapes, computes, or None."""
+    with tempfile.TemporaryDirectory(prefix="rewriter-") as folder, Region(Path(folder), "whole", onnx.load(model), inputs) as region:
+        return _difference(region.proto, got, region.results(), region.exact(), FAR)
+
+
+def _type(array: Any) -> tuple[int, list[int]]:
+    tensor = type_of(array).tensor_type
+    return tensor.elem_type, [d.dim_value for d in tensor.shape.dim]
 
 
 def _taken(node: onnx.NodeProto, refused: Mapping[str, str]) -> bool:
@@ -128,59 +148,121 @@ def _summary(refused: Mapping[str, str]) -> list[str]:
     return [f"{lines[0]}; it runs on ONNX Runtime" + (f", as do {len(lines) - 1} like it" if len(lines) > 1 else "") for lines in reasons.values()]
 
 
-def _runtime_results(proto: onnx.ModelProto, part: Part, values: Mapping[str, Any]) -> list[Any]:
-    program = onnxruntime.build(proto, optimised=False)
-    return program(*[values[port.name] for port in program.inputs])
+@dataclass
+class Region:
+    """A part of the folded model as a model of its own, whose large weights may lie in the folded model's file.
+
+    It gets a file when this is made; its results are computed when they are asked for, in the background if ``begin`` was called.
+    """
+
+    folder: Path
+    name: str
+    proto: onnx.ModelProto
+    inputs: list[Any]
+
+    def __post_init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._made: Future[list[Any]] | None = None
+        self._exact: Future[Sequence[Any]] | None = None
+        self.source, self.path, self.library = (self.folder / f"{self.name}{end}" for end in (".region.onnx", ".onnx", ".so"))
+        _write(self.proto, self.source)
+
+    def __enter__(self) -> Region:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def digest(self, weights: str) -> str:
+        """A name for what it computes; ``weights``: the digest of the folded model's."""
+        return hashlib.sha256(weights.encode() + self.source.read_bytes()).hexdigest()
+
+    def whole(self) -> onnx.ModelProto:
+        """With its weights."""
+        return onnx.load(self.source)
+
+    def begin(self) -> None:
+        """Compute what it gives, by ONNX Runtime and in float64."""
+        self._made = self._made or self._pool.submit(self._run)
+        self._exact = self._exact or self._pool.submit(self._in_float64)
+
+    def results(self) -> list[Any]:
+        """By ONNX Runtime, not optimised."""
+        self._made = self._made or self._pool.submit(self._run)
+        return self._made.result()
+
+    def exact(self) -> Sequence[Any]:
+        """In float64, where that can be computed."""
+        self.begin()
+        assert self._exact is not None
+        return self._exact.result()
+
+    def _run(self) -> list[Any]:
+        program = onnxruntime.build(self.source, optimised=False)
+        given = dict(zip((v.name for v in self.proto.graph.input), self.inputs, strict=True))
+        return program(*[given[port.name] for port in program.inputs])
+
+    def _in_float64(self) -> Sequence[Any]:
+        try:
+            return reference.build(self.whole(), float64=True)(*self.inputs)
+        except RewriterError:
+            return self.results()
 
 
 @dataclass(frozen=True)
 class _Compiler:
-    """Compiles regions into ``folder`` until ``end``, by the clock that never goes back."""
+    """Compiles regions into ``folder`` until ``end``, by the clock that never goes back. ``weights``: the digest of the model's."""
 
     folder: Path
     worker: Worker
+    database: Database
+    weights: str
     threads: int
     tune: int
     end: float
 
-    def compile(self, proto: onnx.ModelProto, arrays: list[Any], want: Sequence[Any], name: str) -> str | None:
+    def compile(self, region: Region) -> str | None:
         """Compile and try one region; the reason if it cannot be used, else None.
 
-        Fast convolutions lose some accuracy: where it is too much, smaller tiles are tried, then none.
+        Fast convolutions lose some accuracy: where it is too much, smaller tiles are tried, then none. What came of trying the same
+        machine code on the same graph and weights before is remembered.
         """
-        source, library = self.folder / f"{name}.region.onnx", self.folder / f"{name}.so"
         reason: str | None = "the time for compiling was spent"
-        _write(proto, source)
-        with ThreadPoolExecutor(1) as pool:  # the compiler has a process of its own
-            exact = pool.submit(_exact, proto, arrays, want)
+        digest = region.digest(self.weights)
+        known = self.database.checks(digest)
+        if not known:
+            region.begin()  # the compiler has a process of its own
+        try:
             for fast in (4, 2, 0):
-                try:
-                    used, got = self._made(source, library, arrays, fast)
-                except RewriterError as error:
-                    reason = str(error)
-                    break
-                reason = _difference(proto, got, want, exact.result(), NEAR if used else FAR)
+                used, code = self._made(region, fast)
+                if code not in known:
+                    known[code] = self._tried(region, NEAR if used else FAR) or ""
+                    self.database.keep_check(digest, code, known[code])
+                reason = known[code] or None
                 if reason is None or not used:
                     break
-        for path in (*self.folder.glob(f"{name}.region.onnx*"), *([] if reason is None else self.folder.glob(f"{name}.*"))):
-            path.unlink(missing_ok=True)
+        except RewriterError as error:
+            reason = str(error)
+        if reason is not None:
+            for path in self.folder.glob(f"{region.name}.*"):
+                if path != region.source:
+                    path.unlink()
         return reason
 
-    def _made(self, source: Path, library: Path, arrays: list[Any], fast: int) -> tuple[bool, list[Any]]:
+    def _made(self, region: Region, fast: int) -> tuple[bool, str]:
+        """Whether it has fast convolutions, and the digest of its machine code."""
         left = self.end - time.monotonic()
         if left <= 0:
             raise RewriterError("the time for compiling was spent")
         self.worker.timeout = max(1.0, left)
-        reply, _ = self.worker.call("compile_region", source=str(source), library=str(library), threads=self.threads, tune=self.tune, fast=fast)
-        return bool(reply["fast"]), self.worker.call("try_region", arrays, library=str(library))[1]
+        reply, _ = self.worker.call(
+            "compile_region", source=str(region.source), library=str(region.library), threads=self.threads, tune=self.tune, fast=fast
+        )
+        return bool(reply["fast"]), reply["digest"]
 
-
-def _exact(proto: onnx.ModelProto, inputs: Sequence[Any], otherwise: Sequence[Any]) -> Sequence[Any]:
-    """The region's results in float64, where that can be computed."""
-    try:
-        return reference.build(proto, float64=True)(*inputs)
-    except RewriterError:
-        return otherwise
+    def _tried(self, region: Region, factor: float) -> str | None:
+        got = self.worker.call("try_region", [np.asarray(value) for value in region.inputs], library=str(region.library))[1]
+        return _difference(region.proto, got, region.results(), region.exact(), factor)
 
 
 def _difference(proto: onnx.ModelProto, got: Sequence[Any], want: Sequence[Any], exact: Sequence[Any], factor: float) -> str | None:
@@ -204,7 +286,7 @@ def _difference(proto: onnx.ModelProto, got: Sequence[Any], want: Sequence[Any],
 
 
 def _write(proto: onnx.ModelProto, path: Path) -> None:
-    if proto.ByteSize() < LARGE:
+    if size(proto) < LARGE:
         path.write_bytes(proto.SerializeToString())
     else:
         write_with_external_data(proto, path)

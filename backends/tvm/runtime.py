@@ -30,7 +30,7 @@ class Library:
     """
 
     def __init__(self, path: str | os.PathLike[str], threads: int | None) -> None:
-        self._ffi = _ffi(threads)
+        self._ffi = ffi(threads)
         path = Path(path).absolute()
         signature = json.loads(path.with_suffix(".json").read_text())
         self._run = self._ffi.load_module(str(path))["region"]
@@ -93,8 +93,8 @@ def processor() -> dict[str, Any]:
 
 
 @cache
-def _ffi(threads: int | None) -> Any:
-    folder = _runtime_folder()
+def ffi(threads: int | None) -> Any:
+    folder = runtime_folder()
     os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "2000")  # a millisecond; for 150 ms, it would keep others from the cores
     if threads is not None:
         os.environ.setdefault("TVM_NUM_THREADS", str(threads))  # read once, when the runtime starts its pool
@@ -116,7 +116,7 @@ def _ffi(threads: int | None) -> Any:
     return tvm_ffi
 
 
-def _runtime_folder() -> Path:
+def runtime_folder() -> Path:
     found = importlib.util.find_spec("tvm")  # looked for, not imported
     if found is None or not found.submodule_search_locations:
         raise InvalidInput("backend tvm is not installed; install apache-tvm, or choose onnxruntime")

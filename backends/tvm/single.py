@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -43,18 +44,22 @@ class Single:
 
 
 def build(kernels: Sequence[Kernel], machine: Machine, configs: Sequence[Config | None] | None = None) -> list[Single]:
-    """The ``kernels``, each in its first configuration or the one given, compiled together."""
-    chosen = [
-        config if config is not None else kernel.configs(machine)[0] for kernel, config in zip(kernels, configs or [None] * len(kernels), strict=True)
-    ]
+    """The ``kernels``, each in its first configuration or the one given, compiled together: on all cores, since LLVM lets go of the interpreter."""
+    pairs = [(k, c if c is not None else k.configs(machine)[0]) for k, c in zip(kernels, configs or [None] * len(kernels), strict=True)]
+    count = max(1, min(machine.threads, len(pairs)))
+    with ThreadPoolExecutor(count) as pool:
+        shares = list(pool.map(lambda start: _built(pairs[start::count], machine), range(count)))
+    return [shares[index % count][index // count] for index in range(len(pairs))]
+
+
+def _built(pairs: Sequence[tuple[Kernel, Config]], machine: Machine) -> list[Single]:
     parts: dict[Any, Any] = {}
-    sizes = [kernel.scratch(config, machine) for kernel, config in zip(kernels, chosen, strict=True)]
-    for i, (kernel, config) in enumerate(zip(kernels, chosen, strict=True)):
+    for i, (kernel, config) in enumerate(pairs):
         inner = tvm.ir.GlobalVar(f"kernel{i}")
         parts[inner] = kernel.write(config, machine)
         parts[tvm.ir.GlobalVar(f"main{i}")] = _entry(f"main{i}", inner, parts[inner])
     library = compile_functions(parts, machine)
-    return [Single(kernel, library[f"main{i}"], sizes[i]) for i, kernel in enumerate(kernels)]
+    return [Single(kernel, library[f"main{i}"], kernel.scratch(config, machine)) for i, (kernel, config) in enumerate(pairs)]
 
 
 def _entry(name: str, inner: Any, function: Any) -> Any:

@@ -17,6 +17,7 @@ from backends.tvm.arena import ALIGNMENT, SLACK
 from backends.tvm.database import Database
 from backends.tvm.kernel import Config, Kernel
 from backends.tvm.lowering import Launch, Lowering, Packed
+from backends.tvm.rates import calibrate
 from backends.tvm.views import View
 
 Array = np.ndarray[Any, Any]
@@ -44,6 +45,8 @@ def choose(low: Lowering, database: Database, *, tune: int = 0, progress: Progre
             chosen[kernel] = known
         else:
             waiting[launch.kernel] = configs
+    if waiting:
+        calibrate(database, low.machine)
     for found in _batches(waiting):
         progress(f"{len(chosen)} of {len(samples)} kernels")
         for kernel, times in _timed(found, samples, low):

@@ -49,9 +49,10 @@ def matrices(m: int) -> tuple[Matrix, Matrix, Matrix]:
 def transformed(weights: Array, m: int) -> Array:
     """Weights [o, c, 3, 3] as matrices [t * t, 1, 1, c, o], computed in float64."""
     g = np.asarray(matrices(m)[1])
-    coefficients = np.einsum("ia,ocab,jb->ijco", g, weights.astype(np.float64), g)
-    size = m + TAPS - 1
-    packed: Array = coefficients.reshape(size * size, 1, 1, *coefficients.shape[2:]).astype(weights.dtype)
+    both = np.einsum("ia,jb->ijab", g, g).reshape(len(g) ** 2, TAPS**2)
+    outputs, depth = weights.shape[:2]
+    taps = weights.transpose(2, 3, 1, 0).astype(np.float64, order="C").reshape(TAPS**2, -1)
+    packed: Array = (both @ taps).astype(weights.dtype).reshape(len(both), 1, 1, depth, outputs)
     return packed
 
 

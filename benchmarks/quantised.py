@@ -1,0 +1,71 @@
+"""Models in 8 bits: quantised by ONNX Runtime's static quantiser as most deployments are, calibrated on inputs like the example."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from zoo.onnx_models import Feed
+
+Inputs = Callable[[Feed], Iterable[Feed]]
+
+
+def quantised(write: Callable[[Path], Feed], inputs: Inputs) -> Callable[[Path], Feed]:
+    """What ``write`` makes, with QuantizeLinear and DequantizeLinear around its products and convolutions: 8-bit activations with zero
+    points, and weights with a scale for each channel. ``inputs(feed)``: what to calibrate on, of the example's shapes."""
+
+    def quantise(stem: Path) -> Feed:
+        from onnxruntime.quantization import (  # type: ignore[import-untyped, unused-ignore]
+            CalibrationDataReader,
+            QuantFormat,
+            QuantType,
+            quantize_static,
+        )  # fmt: skip
+        from onnxruntime.quantization.shape_inference import quant_pre_process  # type: ignore[import-untyped, unused-ignore]
+
+        class Reader(CalibrationDataReader):  # type: ignore[misc, unused-ignore]
+            def __init__(self, feeds: Iterator[Feed]) -> None:
+                self._feeds = feeds
+
+            def get_next(self) -> Feed | None:
+                return next(self._feeds, None)
+
+        with tempfile.TemporaryDirectory(prefix="rewriter-") as folder:
+            plain = Path(folder, stem.name)
+            feed = write(plain)
+            prepared = str(plain.with_suffix(".prepared.onnx"))
+            quant_pre_process(str(plain.with_suffix(".onnx")), prepared, skip_symbolic_shape=True)
+            quantize_static(
+                prepared, str(stem.with_suffix(".onnx")), Reader(iter(inputs(feed))), quant_format=QuantFormat.QDQ, per_channel=True,
+                op_types_to_quantize=["Conv", "MatMul", "Gemm"], activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+            )  # fmt: skip
+        return feed
+
+    return quantise
+
+
+def noisy(feed: Feed) -> Iterator[Feed]:
+    """Floats as they are, and with noise of a tenth of their spread; integers as they are."""
+    random = np.random.default_rng(0)
+    for scale in (0.0, *[0.1] * 7):
+        yield {name: _with_noise(array, scale, random) for name, array in feed.items()}
+
+
+def crops(feed: Feed) -> Iterator[Feed]:
+    """Lines of the picture of a page of text, as PP-OCR's recogniser reads them: [1, 3, 48, 320]."""
+    from zoo.recordings import as_input, picture, resized
+
+    (name,) = feed
+    page = picture()
+    for top in range(0, min(160, len(page) - 30), 20):
+        yield {name: as_input(resized(page[top : top + 30], 48, 320))}
+
+
+def _with_noise(array: np.ndarray, scale: float, random: np.random.Generator) -> np.ndarray:
+    if array.dtype.kind != "f":
+        return array
+    noise: np.ndarray = random.normal(size=array.shape, scale=scale * float(array.std()) or 1e-9)
+    return array + noise.astype(array.dtype)
