@@ -26,7 +26,7 @@ from torch import nn
 
 import rewriter
 from papers.catalogue import PAPERS
-from rewriter.read_torch import read_torch
+from rewriter.read_torch import one_registry, read_torch
 from rewriter.text import text
 from zoo import ort
 from zoo.renamed import renamed
@@ -124,7 +124,7 @@ def through(
 
 def exported(module: nn.Module, inputs: Inputs) -> onnx.ModelProto:
     """The module as PyTorch's own exporter writes it, without its optimiser; what it cannot write (seeded draws, complex weights) as read."""
-    silence = (warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), torch.no_grad())
+    silence = (warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), torch.no_grad(), one_registry())
     with contextlib.ExitStack() as stack:
         for each in silence:
             stack.enter_context(each)
