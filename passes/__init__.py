@@ -9,6 +9,7 @@ import onnx_ir as ir
 from passes.batchnorm_to_affine import batchnorm_to_affine
 from passes.choose_constant_branch import choose_constant_branch
 from passes.drop_identity import drop_identity
+from passes.drop_impulse import drop_impulse
 from passes.einsum_to_matmul import einsum_to_matmul
 from passes.fold_shapes import fold_shapes
 from passes.gathernd_to_gather import gathernd_to_gather
@@ -34,6 +35,7 @@ NORMALISE: tuple[Pass, ...] = (
     drop_identity,
     recognise_relu,
     pad_into_conv,
+    drop_impulse,
     recognise_layernorm,
     recognise_rmsnorm,
     recognise_gelu,

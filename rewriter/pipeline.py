@@ -27,6 +27,7 @@ from passes.compose import compose
 from passes.drop_dead import drop_dead
 from passes.drop_dead_channels import NAME as DEAD_CHANNELS
 from passes.drop_dead_channels import Shrunk, drop_dead_channels
+from passes.drop_impulse import RELIED
 from passes.fold_weights import fold_weights
 from passes.inline_constants import LITERAL
 from passes.pack_weights import pack_weights
@@ -295,7 +296,7 @@ def _optimize(
     example = source.example
     if example is None and oracle.cases:
         example = [oracle.cases[0].feed[v.name or ""] for v in source.model.graph.inputs]
-    originals = {name: v.const_value for name, v in source.model.graph.initializers.items() if name in attempt.packed}
+    originals = {name: v.const_value for name, v in source.model.graph.initializers.items() if name in {*attempt.packed, *plain.meta.get(RELIED, ())}}
     frozen = dict(source.fixed) | {name: digest(data.numpy()) for name, data in originals.items() if data is not None}
     facts = s.value_facts | {name: (f"fixed:{value}",) for name, value in frozen.items()}
     return Optimized(attempt.model, report, source.inputs, source.outputs, attempt.weights, facts, shared, example, oracle)

@@ -13,6 +13,7 @@ from passes import NORMALISE, normalise
 from passes.batchnorm_to_affine import batchnorm_to_affine
 from passes.choose_constant_branch import choose_constant_branch
 from passes.drop_identity import drop_identity
+from passes.drop_impulse import RELIED, drop_impulse
 from passes.einsum_to_matmul import einsum_to_matmul
 from passes.fold_shapes import MOST_NUMBERS, fold_shapes
 from passes.gathernd_to_gather import gathernd_to_gather
@@ -516,6 +517,37 @@ def test_other_paddings_stay(pads: str, mode: str, value: str) -> None:
         z = Pad <mode: string = "{mode}"> (x, p, v)
         y = Conv(z, k)
     }}""", pad_into_conv)  # fmt: skip
+
+
+# --- drop_impulse
+
+
+@pytest.mark.parametrize(
+    ("kernel", "attributes"),
+    [
+        ("float[2, 1, 3, 3] k = {0,0,0,0,1,0,0,0,0, 0,0,0,0,1,0,0,0,0}", "group: int = 2, pads: ints = [1, 1, 1, 1]"),
+        ("float[2, 2, 1, 1] k = {1, 0, 0, 1}", "group: int = 1"),
+    ],
+)
+def test_impulses_return_their_input(kernel: str, attributes: str) -> None:
+    body = f"main (float[1, 2, 4, 4] x) => (float[1, 2, 4, 4] y) <{kernel}> {{ z = Conv <{attributes}> (x, k)  y = Relu(z) }}"
+    after = drop_impulse(read(body))
+    assert ops(after) == ["Relu"] and after.meta[RELIED] == {"k"}
+    assert_same(parse(body), after, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "attributes"),
+    [
+        ("float[2, 1, 3, 3] k = {0,0,0,0,1,0,0,0,0, 0,0,0,0,1,0,0,0,0}", "group: int = 2, pads: ints = [1, 1, 1, 1], strides: ints = [2, 2]"),
+        ("float[2, 1, 3, 3] k = {0,0,0,0,1,0,0,0,0, 0,0,0,0,1,0,0,0,0}", "group: int = 2, pads: ints = [2, 1, 0, 1]"),
+        ("float[2, 1, 3, 3] k = {0,0,0,0,1,0,0,0,0, 0,0,0,1,0,0,0,0,0}", "group: int = 2, pads: ints = [1, 1, 1, 1]"),
+        ("float[2, 2, 1, 1] k = {0, 1, 1, 0}", "group: int = 1"),
+        ("float[2, 2, 1, 1] k = {1, 0, 0, 1.5}", "group: int = 1"),
+    ],
+)
+def test_other_kernels_stay(kernel: str, attributes: str) -> None:
+    untouched(f"main (float[1, 2, 4, 4] x) => (float[a, b, c, d] y) <{kernel}> {{ z = Conv <{attributes}> (x, k)  y = Relu(z) }}", drop_impulse)
 
 
 # --- sequence_to_split
