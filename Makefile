@@ -3,7 +3,7 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(if $(shell com
 BIN := .venv/bin
 RUN := PYTHONPATH=.:tests $(BIN)/python
 
-.PHONY: help demo test check check-all bench clean
+.PHONY: help demo test check check-all bench docs clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -31,6 +31,9 @@ bench: .venv/ready .zoo/ready  ## the tables of the README: latency, engines, gr
 	$(RUN) -m benchmarks.engines --structured
 	$(RUN) -m benchmarks.scale
 	$(RUN) -m benchmarks.compile_time
+
+docs: .venv/ready  ## docs/papers.md, from the papers' tests
+	$(BIN)/python -m pytest tests/papers --papers-table docs/papers.md $(ARGS)
 
 clean:  ## remove environment, unpacked models and caches
 	rm -rf .venv .zoo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -32,9 +32,15 @@ def fold_complex_weights(program: ExportedProgram) -> tuple[ExportedProgram, dic
     names = _spliced(module, program, values)
     args, kwargs = program.example_inputs or ((), {})
     again = torch.export.export(module, args, kwargs, strict=False)
-    gone = {s.target for s in program.graph_signature.input_specs if s.target} - {s.target for s in again.graph_signature.input_specs}
+    gone = _read(program) - _read(again) - names
     state = {**program.state_dict, **program.constants}
-    return again, {name: digest(state[name].detach().cpu().numpy()) for name in gone - names if isinstance(state.get(name), torch.Tensor)}
+    return again, {name: digest(state[name].detach().cpu().numpy()) for name in sorted(gone) if isinstance(state.get(name), torch.Tensor)}
+
+
+def _read(program: ExportedProgram) -> set[str]:
+    """The weights that the program does something with."""
+    used = {node.name for node in program.graph.nodes if node.op == "placeholder" and node.users}
+    return {spec.target for spec in program.graph_signature.input_specs if spec.target and spec.arg.name in used}
 
 
 def _constant(program: ExportedProgram) -> set[Node]:
@@ -108,7 +114,7 @@ def _spliced(module: torch.fx.GraphModule, program: ExportedProgram, values: Map
     for node, value in values.items():
         place = places[node.name]
         name = f"{node.name}_value"
-        module.register_buffer(name, value)
+        module.register_buffer(name, value, persistent=False)
         names.add(name)
         with module.graph.inserting_before(place):
             stored = module.graph.get_attr(name)

@@ -28,6 +28,7 @@ from passes.drop_dead import drop_dead
 from passes.drop_dead_channels import NAME as DEAD_CHANNELS
 from passes.drop_dead_channels import Shrunk, drop_dead_channels
 from passes.fold_weights import fold_weights
+from passes.inline_constants import LITERAL
 from passes.pack_weights import pack_weights
 from passes.recognise_layernorm import recognise_layernorm
 from passes.recognise_rmsnorm import recognise_rmsnorm
@@ -557,6 +558,8 @@ def _read_torch(model: Any, example_inputs: Any, constants: Mapping[str, Any] | 
     if example_inputs is None and not isinstance(model, torch.export.ExportedProgram):
         raise InvalidInput("a torch module needs example_inputs, a tuple as it takes them: its graph is traced with them")
     program = read_torch(model, example_inputs, constants=constants)
+    for name in program.literals:
+        program.model.graph.initializers[name].meta[LITERAL] = True
     if program.call is None or program.example is None:
         return _Source(program.model, program.inputs, program.outputs, fixed=program.fixed)
     args, kwargs = program.call

@@ -7,6 +7,7 @@ in place is to change the model. Plain numbers, strings and None among the argum
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import io
 import logging
@@ -45,6 +46,8 @@ class TorchProgram:
     """The same as the model's inputs."""
     fixed: Mapping[str, str] = field(default_factory=dict)
     """Weights that are part of the program, and the digests of their values."""
+    literals: frozenset[str] = frozenset()
+    """Initialisers that are in no ``state_dict``: numbers of the program, not weights."""
 
 
 def read_torch(
@@ -83,7 +86,8 @@ def read_torch(
     example = None
     if call is not None:
         example = [leaf for place, leaf in enumerate(inputs.flatten(*call)) if place not in dropped]
-    return TorchProgram(model, inputs.without(dropped) if dropped else inputs, outputs, call, example, fixed)
+    literals = frozenset(model.graph.initializers) - set(program.state_dict) - set(fixed) - set(constants)
+    return TorchProgram(model, inputs.without(dropped) if dropped else inputs, outputs, call, example, fixed, literals)
 
 
 def _tuple(inputs: Any) -> tuple[Any, ...]:
@@ -183,7 +187,7 @@ def _mutates(node: torch.fx.Node) -> bool:
 
 def _to_onnx(program: ExportedProgram) -> ir.Model:
     try:
-        with _silence(), torch.no_grad(), _arrays_only(program):
+        with _silence(), torch.no_grad(), _arrays_only(program), one_registry():
             exported = torch.onnx.export(
                 program, (), dynamo=True, optimize=False, opset_version=OPSET, verbose=False, external_data=False
             )
@@ -204,6 +208,32 @@ def _arrays_only(program: ExportedProgram) -> Iterator[None]:
         yield
     finally:
         output.args = results
+
+
+@contextlib.contextmanager
+def one_registry() -> Iterator[None]:
+    """PyTorch's exporter parses the source of all its 500 functions in every export: more than half of its time. Once is enough."""
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        original = ONNXRegistry.__dict__["from_torchlib"]
+    except (ImportError, KeyError):  # another version of PyTorch: slower, and as right
+        yield
+        return
+    ONNXRegistry.from_torchlib = staticmethod(_registry)  # type: ignore[method-assign]
+    _ORIGINAL.setdefault("from_torchlib", original.__get__(None, ONNXRegistry))
+    try:
+        yield
+    finally:
+        ONNXRegistry.from_torchlib = original  # type: ignore[method-assign]
+
+
+_ORIGINAL: dict[str, Callable[..., Any]] = {}
+
+
+@functools.cache
+def _registry(**options: Any) -> Any:
+    return _ORIGINAL["from_torchlib"](**options)
 
 
 @contextlib.contextmanager

@@ -6,11 +6,13 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
-from onnx_text import assert_same, parse, read, run
+import pytest
+from onnx_text import assert_same, parse, read, run, run_ort
 
 from passes.compose import compose
 from passes.drop_dead import drop_dead
 from passes.fold_weights import fold_weights
+from passes.pack_weights import pack_weights
 from passes.share_weights import share_weights
 from rewriter.infer_onnx import infer
 from rewriter.text import text
@@ -113,3 +115,58 @@ def test_a_weight_that_is_an_output_keeps_its_name() -> None:
     infer(model)
     assert [v.name for v in model.graph.outputs] == ["y", "W"]
     assert_same(parse(body), model, 0.0, 0, engine=run)
+
+
+def bytes_of(model: ir.Model) -> int:
+    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+
+
+def test_the_smallest_weights_are_those_that_are_shared() -> None:
+    """W + b_i a_i of one W: merged they are two matrices, unmerged one and four vectors."""
+    ramp = ",".join(f"{i % 7}.5" for i in range(64))
+    body = f"""main (float[n,8] x) => (float[n,8] y) <float[8,8] W = {{{ramp}}}, float[8,1] b = {{1,2,3,4,5,6,7,8}}, float[1,8] a = {{1,0,1,0,1,0,2,1}},
+        float[8,1] d = {{8,7,6,5,4,3,2,1}}, float[1,8] c = {{1,1,1,0,1,3,2,1}}>
+        {{ p = MatMul(b, a)  V = Add(W, p)  u = MatMul(x, V)  r = Relu(u)  q = MatMul(d, c)  U = Add(W, q)  y = MatMul(r, U) }}"""
+    fast, small = read(body), read(body)
+    fold_weights(fast)
+    fold_weights(small, smallest=True)
+    for model in (fast, small):
+        drop_dead(model)
+        infer(model)
+        assert_same(parse(body), model, 1e-6, n=3)
+    assert bytes_of(fast) == 2 * 256 and bytes_of(small) == 256 + 4 * 32
+
+
+def test_the_smallest_weight_is_evaluated_where_that_is_smaller() -> None:
+    """A product that has fewer elements than its factors."""
+    body = """main (float[n,2] x) => (float[n,2] y) <float[2,4] A = {1,2,3,4,5,6,7,8}, float[4,2] B = {1,0,2,1,0,1,3,1}>
+        { W = MatMul(A, B)  y = MatMul(x, W) }"""
+    model = read(body)
+    fold_weights(model, smallest=True)
+    drop_dead(model)
+    assert bytes_of(model) == 16
+    assert_same(parse(body), model, 1e-6, n=3)
+
+
+@pytest.mark.parametrize(("values", "shape", "bits"), [(2, (16, 24), 1), (4, (16, 24), 2), (9, (15, 30), 4), (200, (50, 51), 8), (2, (4, 3, 10), 1)])
+def test_few_valued_weights_are_packed_bit_for_bit(values: int, shape: tuple[int, ...], bits: int) -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal(values).astype("float32")[rng.integers(values, size=shape)]
+    x = ir.Value(name="x", shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.FLOAT))
+    w = ir.Value(name="w", shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.FLOAT), const_value=ir.Tensor(weight, name="w"))
+    node = ir.Node("", "Mul", [x, w], outputs=[ir.Value(name="y", shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.FLOAT))])
+    model = ir.Model(ir.Graph([x], node.outputs, nodes=[node], initializers=[w], opset_imports={"": 20}, name="g"), ir_version=9)
+    before = ir.to_proto(model)
+    assert pack_weights(model) == ["w"]
+    drop_dead(model)
+    infer(model)
+    table = len(np.unique(weight)) * 4
+    assert bytes_of(model) <= weight.size * bits / 8 + table + 8 + 1 + 24
+    for engine in (run, run_ort):
+        assert_same(before, model, 0.0, engine=engine)
+
+
+def test_many_valued_and_small_weights_are_not_packed() -> None:
+    many = ",".join(f"{i}.25" for i in range(300))
+    body = f"main (float[300] x) => (float[300] y, float[2] z) <float[300] w = {{{many}}}, float[2] v = {{1, 1}}> {{ y = Add(x, w)  z = Neg(v) }}"
+    assert pack_weights(read(body)) == []

@@ -216,3 +216,96 @@ def test_plain_structures() -> None:
 def test_models_come_checked() -> None:
     model = read_torch(nn.Linear(4, 2).eval(), (torch.ones(3, 4),)).model
     assert isinstance(model, ir.Model) and all(each.shape is not None for node in model.graph for each in node.outputs)
+
+
+# --- seeded draws, complex weights, constants
+
+
+class Draws(nn.Module):
+    """Seeds its own generator and the global one in every call, and draws in many ways."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        own = torch.Generator().manual_seed(3)
+        total = torch.rand(4, generator=own) + torch.randn(4, generator=own.manual_seed(4)) + torch.randperm(4, generator=own)
+        torch.manual_seed(5)
+        total = total + torch.empty(4).uniform_(-1, 1) + torch.randint(5, (4,)) + torch.rand_like(total)
+        torch.manual_seed(6)
+        return x + total + torch.normal(0.0, 1.0, (4,)) + torch.zeros(4).bernoulli_(0.5)
+
+
+def test_what_is_drawn_from_a_seed_is_a_constant() -> None:
+    module = Draws().eval()
+    state = torch.random.get_rng_state()
+    program = agree(module, (torch.ones(2, 4),))
+    assert not any(node.op_type.startswith("Random") for node in program.model.graph)
+    torch.random.set_rng_state(state)
+    read_torch(module, (torch.ones(2, 4),))
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_draws_that_nobody_seeded_stay_random() -> None:
+    class Noise(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + torch.rand(3)
+
+    program = read_torch(Noise().eval(), (torch.ones(2, 3),))
+    assert any(node.op_type.startswith("Random") for node in program.model.graph)
+
+
+def test_a_generator_that_the_module_keeps_is_no_constant() -> None:
+    """Its numbers differ from call to call: such a module is refused, not frozen."""
+
+    class Kept(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.generator = torch.Generator().manual_seed(1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + torch.rand(3, generator=self.generator)
+
+    module = Kept().eval()
+    state = module.generator.get_state()
+    with pytest.raises(UnsupportedModel):
+        read_torch(module, (torch.ones(2, 3),))
+    assert torch.equal(state, module.generator.get_state())
+
+
+class Spectrum(nn.Module):
+    """A real kernel from complex exponentials of its weights, and an ordinary weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate, self.gain = nn.Parameter(torch.tensor([0.1, 0.4])), nn.Parameter(torch.tensor([1.0, -2.0, 0.5, 1.5, 3.0]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        power = torch.exp(torch.complex(-self.rate, 3 * self.rate)[:, None] * torch.arange(5))
+        return x * self.gain * power.real.sum(0)
+
+
+def test_complex_numbers_of_weights_are_constants() -> None:
+    program = agree(Spectrum().eval(), (torch.ones(2, 5),))
+    assert set(program.fixed) == {"rate"}
+    assert "gain" in program.model.graph.initializers
+
+
+def test_constants_are_in_the_arguments_places() -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: torch.Tensor, t: torch.Tensor, z: torch.Tensor, times: int = 1) -> torch.Tensor:
+            return x * t * times + z
+
+    x, z = torch.ones(2, 3), torch.ones(3)
+    for example in ((x, torch.tensor(9.0), z), {"x": x, "z": z}):
+        program = read_torch(Scaled().eval(), example, constants={"t": 0.5, "times": 3})
+        assert [value.name for value in program.model.graph.inputs] == ["x", "z"]
+        assert program.inputs.flatten((x, z)) == [x, z]
+        np.testing.assert_array_equal(call(program, (x, z)), np.full((2, 3), 2.5, np.float32))
+
+
+@pytest.mark.parametrize("constant", ["words", [1.0, 2.0], {"a": 1}])
+def test_constants_that_do_not_fit(constant: Any) -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return x * t
+
+    with pytest.raises(InvalidInput, match="'t'"):
+        read_torch(Scaled().eval(), (torch.ones(2, 3), torch.tensor(1.0)), constants={"t": constant})

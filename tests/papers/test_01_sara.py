@@ -89,7 +89,7 @@ def inputs() -> tuple[torch.Tensor]:
 
 
 def base() -> Outcome:
-    return plain(plain_network, inputs)
+    return plain(plain_network, inputs, as_built=True)
 
 
 def plain_network() -> nn.Module:

@@ -117,7 +117,7 @@ class PrefixAsGate(Prefixed):
         return mixed.transpose(1, 2).flatten(2)
 
 
-@each(concatenated=Prefixed, gated=PrefixAsGate)
+@each(concatenated=Prefixed, gated=PrefixAsGate, missing={"gated": "two softmaxes that a gate of their normalisers mixes are not joined"})
 def test_a_prefix_is_constant_rows_of_the_keys_and_values(module: Any, door: str, record: Any) -> None:
     outcome = through(door, awake(module()), inputs())
     right(outcome)

@@ -73,7 +73,11 @@ def layer_wise(outcome: Outcome) -> None:
                 assert value.const_value.size == 1, f"{node.op_type} has a vector\n{outcome.graph}"
 
 
-@each(division=Quantised, products=QuantisedByProducts)
+@each(
+    division=Quantised,
+    products=QuantisedByProducts,
+    missing=dict.fromkeys(("division", "products"), "channel-wise quantisers are not made layer-wise"),
+)
 def test_the_quantiser_has_one_scale(module: Any, door: str, record: Any) -> None:
     outcome = through(door, calibrated(module()), inputs())
     right(outcome)
