@@ -1,10 +1,11 @@
 """Single products and convolutions against oneDNN and MKL through PyTorch: a process each, turn about.
 
-    python -m benchmarks.kernels [products] [convolutions]
+    python -m benchmarks.kernels [products] [convolutions] [traffic]
 
 A convolution is timed as it runs inside a network: its input lies where the kernel before would have put it (channels last, with the
 zeros around it), and its weights are packed. PyTorch gets the better of its two layouts. The peak is that of multiplications and
-additions in registers, measured here in the same way.
+additions in registers, measured here in the same way. ``traffic``: kernels that memory limits, by the bytes that they read and write a
+second, as a fraction of what a copy (NumPy's, on as many threads; of a product with one row: reading alone) of as many bytes reaches.
 """
 
 from __future__ import annotations
@@ -56,6 +57,10 @@ CONVOLUTIONS = [  # network, channels in, out, size, taps, stride, groups
     ("RepVGG", 48, 48, 56, 3, 1, 1), ("RepVGG", 48, 96, 56, 3, 2, 1), ("RepVGG", 96, 96, 28, 3, 1, 1),
     ("RepVGG", 192, 192, 14, 3, 1, 1),
 ]  # fmt: skip
+TRAFFIC = [  # operator, rows, columns: within the caches, and beyond them
+    (op, rows, 1024) for rows in (256, 2048, 32768) for op in ("Relu", "Gelu", "LayerNormalization", "Softmax")
+] + [("MatMul", k, n) for k, n in ((768, 768), (2048, 2048), (4096, 4096), (4096, 16384))]
+_OPERATORS = ("Relu", "Gelu", "LayerNormalization", "Softmax", "MatMul")
 _MOVING = ("pad", "halo", "copy", "Concat")  # what the kernels before and after would have done
 
 
@@ -65,7 +70,7 @@ _MOVING = ("pad", "halo", "copy", "Concat")  # what the kernels before and after
 def _serve(engine: str) -> None:
     """Answer each line of standard input, a shape, with the milliseconds of one turn; the first time it is prepared."""
     os.environ["TVM_NUM_THREADS"] = str(THREADS)
-    make = {"ours": _ours, "torch": _torch}[engine]
+    make = {"ours": _ours, "torch": _torch, "machine": _machine}[engine]
     known: dict[str, list[Callable[[], Any]]] = {}
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -93,6 +98,15 @@ def _torch(shape: Sequence[Any]) -> list[Callable[[], Any]]:
 
     torch.set_num_threads(THREADS)
     torch.set_grad_enabled(False)
+    if isinstance(shape[0], str) and shape[0] in _OPERATORS:
+        op, rows, columns = shape
+        if op == "MatMul":
+            whole, one = torch.nn.Linear(rows, columns, bias=False), torch.randn(1, rows)
+            return [lambda: whole(one)]
+        x = torch.randn(rows, columns)
+        norm = torch.nn.LayerNorm(columns)
+        return [{"Relu": lambda: x.relu(), "Gelu": lambda: torch.nn.functional.gelu(x), "LayerNormalization": lambda: norm(x),
+                 "Softmax": lambda: x.softmax(-1)}[op]]  # fmt: skip
     if len(shape) == 3:
         m, k, n = shape
         layer, x = torch.nn.Linear(k, n, bias=False), torch.randn(m, k)
@@ -116,7 +130,11 @@ def _ours(shape: Sequence[Any]) -> list[Callable[[], Any]]:
     from backends.tvm.machine import detect
     from backends.tvm.tune import choose, runs
 
-    if len(shape) == 3:
+    if shape[0] in _OPERATORS:
+        op, rows, columns = shape
+        x, w = ([1, rows], [rows, columns]) if op == "MatMul" else ([rows, columns], [columns])
+        node = helper.make_node(op, ["x", "w"] if op in ("MatMul", "LayerNormalization") else ["x"], ["y"])
+    elif len(shape) == 3:
         m, k, n = shape
         node = helper.make_node("MatMul", ["x", "w"], ["y"])
         x, w = [m, k], [k, n]
@@ -132,6 +150,18 @@ def _ours(shape: Sequence[Any]) -> list[Callable[[], Any]]:
     chosen = choose(low, Database(), tune=8)
     steps = runs([launch for launch in low.launches if launch.label not in _MOVING and "copy" not in launch.label], chosen, low)
     return [lambda: [step() for step in steps]]
+
+
+def _machine(shape: Sequence[Any]) -> list[Callable[[], Any]]:
+    """A copy of so many bytes ("copy", read and written together), or reading them ("read"), on all threads."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    kind, size = shape
+    pool = ThreadPoolExecutor(THREADS)
+    each = size // 4 // THREADS // (2 if kind == "copy" else 1)
+    parts = [(np.ones(each, np.float32), np.ones(each, np.float32)) for _ in range(THREADS)]
+    work = (lambda pair: np.copyto(pair[1], pair[0])) if kind == "copy" else (lambda pair: np.dot(pair[0], pair[0]))
+    return [lambda: list(pool.map(work, parts))]
 
 
 # --- in the parent
@@ -190,8 +220,32 @@ def _table(title: str, shapes: Sequence[Sequence[Any]]) -> None:
     show(f"{title}: geometric mean {mean:.2f}, least {min(ratios):.2f}, {below} of {len(ratios)} below 0.95", head, rows)
 
 
+def _traffic_table() -> None:
+    """Bytes a second."""
+    engines = {name: _Engine(name) for name in ("ours", "torch", "machine")}
+    rows = []
+    for shape in TRAFFIC:
+        op, high, wide = shape
+        size = 4 * (high + high * wide + wide if op == "MatMul" else 2 * high * wide)
+        asked = {"ours": shape, "torch": shape, "machine": ("read" if op == "MatMul" else "copy", size)}
+        for name, engine in engines.items():
+            engine.turn(asked[name])
+        times: dict[str, list[float]] = {name: [] for name in engines}
+        for number in range(ROUNDS):
+            for name in sorted(engines, reverse=bool(number % 2)):
+                times[name].append(engines[name].turn(asked[name])[0])
+        speed = {name: size / min(found) / 1e6 for name, found in times.items()}
+        fraction = speed["ours"] / speed["machine"]
+        cells = [f"{op} {high} {wide}", f"{size / 2**20:.1f}", *(f"{speed[name]:.1f}" for name in engines), f"{fraction:.2f}"]
+        rows.append([*cells, f"{speed['ours'] / speed['torch']:.2f}"])
+    for engine in engines.values():
+        engine.close()
+    head = ["operator, rows, columns", "MB", "ours GB/s", "torch GB/s", "copy or read GB/s", "of it", "ratio to torch"]
+    show("Kernels that memory limits; least times", head, rows)
+
+
 @click.command()
-@click.argument("tables", nargs=-1, type=click.Choice(["products", "convolutions"]))
+@click.argument("tables", nargs=-1, type=click.Choice(["products", "convolutions", "traffic"]))
 @click.option("--serve", hidden=True)
 def main(tables: tuple[str, ...], serve: str | None) -> None:
     """Products and convolutions one by one, against PyTorch; 2 threads."""
@@ -202,6 +256,8 @@ def main(tables: tuple[str, ...], serve: str | None) -> None:
         _table("matrix products: rows, depth, columns", PRODUCTS)
     if not tables or "convolutions" in tables:
         _table("convolutions: network, channels in, out, size, taps, stride, groups", CONVOLUTIONS)
+    if not tables or "traffic" in tables:
+        _traffic_table()
 
 
 if __name__ == "__main__":

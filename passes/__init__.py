@@ -18,6 +18,7 @@ from passes.inline_constants import inline_constants
 from passes.pad_into_conv import pad_into_conv
 from passes.recognise_gelu import recognise_gelu
 from passes.recognise_layernorm import recognise_layernorm
+from passes.recognise_recurrence import recognise_recurrence
 from passes.recognise_relu import recognise_relu
 from passes.recognise_rmsnorm import recognise_rmsnorm
 from passes.sequence_to_split import sequence_to_split
@@ -57,4 +58,6 @@ def normalise(model: ir.Model, *, smallest: bool = False) -> ir.Model:
     for each in NORMALISE:
         model = fold_shapes(model, FEW_NUMBERS) if smallest and each is fold_shapes else each(model)
     infer(model)
+    if recognise_recurrence(model):
+        infer(model)
     return model

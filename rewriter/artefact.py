@@ -13,8 +13,8 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,9 +68,9 @@ def load(directory: str | os.PathLike[str], threads: int | None = None) -> Compi
     from rewriter.structure import Structure
     from rewriter.weights import WeightProgram
 
-    contents = read(directory, threads)
+    model, contents = _read(Path(directory), threads)
     return Compiled(
-        contents.model,
+        model,
         contents.program,
         Report.from_dict(dict(contents.report)),
         inputs=Structure.from_json(dict(contents.inputs)),
@@ -103,17 +103,21 @@ def write(directory: str | os.PathLike[str], contents: Contents) -> None:
 
 def read(directory: str | os.PathLike[str], threads: int | None = None) -> Contents:
     """What ``write`` wrote. A backend that cannot run on this machine is replaced by ONNX Runtime, and a note says so."""
-    import onnx_ir as ir
+    model, contents = _read(Path(directory), threads)
+    return replace(contents, model=model if not callable(model) else model())
 
-    folder = Path(directory)
+
+def _read(folder: Path, threads: int | None) -> tuple[ir.Model | Callable[[], ir.Model], Contents]:
+    """The model, or what reads it, and all else."""
     manifest = _manifest(folder)
     _check_files(folder, manifest["files"])
     try:
         weights = _weights(folder) if (folder / "weights.onnx").exists() else None
-        model = ir.load(folder / "model.onnx")
+        model = _reader(folder / "model.onnx")
         program, report = _program(folder, manifest, threads)
-        return Contents(
-            model, program, manifest["backend"], manifest["structure"]["inputs"], manifest["structure"]["outputs"], report,
+        nothing: Any = None
+        return model, Contents(
+            nothing, program, manifest["backend"], manifest["structure"]["inputs"], manifest["structure"]["outputs"], report,
             weights, manifest["facts"], manifest["shared"],
         )  # fmt: skip
     except RewriterError:
@@ -178,6 +182,26 @@ def _write_weights(program: onnx.ModelProto, path: Path) -> None:
         path.write_bytes(program.SerializeToString())
     else:
         write_with_external_data(program, path)
+
+
+def _reader(path: Path) -> ir.Model | Callable[[], ir.Model]:
+    """The model, read when it is asked for, from the file as it is now: the folder may have been replaced by then.
+
+    Large weights in a file of their own are mapped, and not read, anyway.
+    """
+    import onnx_ir as ir
+
+    if (path.parent / "model.safetensors").exists():
+        return ir.load(path)
+    file = path.open("rb")
+
+    def read() -> ir.Model:
+        import onnx
+
+        with file:
+            return ir.from_proto(onnx.load_model_from_string(file.read()))
+
+    return read
 
 
 def _weights(folder: Path) -> onnx.ModelProto:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ class Compiled:
 
     def __init__(
         self,
-        model: ir.Model,
+        model: ir.Model | Callable[[], ir.Model],
         program: Program,
         report: Report,
         *,
@@ -37,10 +37,21 @@ class Compiled:
         shared: Mapping[str, str] | None = None,
         threads: int | None = None,
     ) -> None:
-        """``facts``: what rules were told of a weight's values; ``shared``: weights that are stored as another of equal content."""
-        self._model, self._program, self.report = model, program, report
+        """``model``: it, or what reads it, since most that are loaded are only run. ``facts``: what rules were told of a weight's values;
+        ``shared``: weights that are stored as another of equal content."""
+        self._source, self._program, self.report = model, program, report
         self._inputs, self._outputs, self._weights = inputs, outputs, weights
         self._facts, self._shared, self._threads = dict(facts or {}), dict(shared or {}), threads
+
+    @property
+    def _model(self) -> ir.Model:
+        if not isinstance(self._source, ir.Model):
+            self._source = self._source()
+        return self._source
+
+    @_model.setter
+    def _model(self, model: ir.Model) -> None:
+        self._source = model
 
     @property
     def model(self) -> onnx.ModelProto:

@@ -182,7 +182,7 @@ def compile(
         outcome = race.run(result.example, result.oracle.differs)
         _settle(outcome, source, result)
         watch("building")
-        program = _built(outcome, result, folder, target, threads, tune)
+        program = _built(outcome, result, folder, target, threads, tune, watch)
         watch.end()
     return Compiled(
         result.ir_model, program, result.report, inputs=result.inputs, outputs=result.outputs, weights=result.weights,
@@ -199,7 +199,7 @@ def _rates(engines: Sequence[str], threads: int | None) -> Rates | None:
     return measured(threads)
 
 
-def _built(outcome: Outcome, result: Optimized, folder: str, target: str, threads: int | None, tune: int) -> Program:
+def _built(outcome: Outcome, result: Optimized, folder: str, target: str, threads: int | None, tune: int, watch: _Watch) -> Program:
     module = backends.backend(outcome.engine)
     if outcome.saved is not None and _fixed(result.ir_model.graph):
         program = module.restore(outcome.saved, threads=threads)
@@ -207,10 +207,12 @@ def _built(outcome: Outcome, result: Optimized, folder: str, target: str, thread
         return program  # type: ignore[no-any-return]
     takes_example = outcome.engine in ("tvm", "inductor") and result.example is not None
     options = build_options(outcome.engine, tune) | ({"example_inputs": result.example} if takes_example else {})
-    if weight_bytes(result.ir_model) <= ONE_FILE:
+    if outcome.engine == "tvm":
+        options["progress"] = watch.detail
+    if weight_bytes(result.ir_model) <= ONE_FILE and outcome.engine != "tvm":
         program = module.build(result.model, target=target, threads=threads, **options)
     else:
-        path = os.path.join(folder, "large.onnx")
+        path = os.path.join(folder, "built.onnx")  # large, or what copies it from there without a message in memory
         write_onnx(result.ir_model, path)
         program = module.build(path, target=target, threads=threads, **options)
     result.report.notes += getattr(program, "notes", [])
@@ -719,6 +721,11 @@ class _Watch:
         self._name, self._since = name, time.monotonic()
         if self._step:
             self._step(name)
+
+    def detail(self, text: str) -> None:
+        """How far the present step is."""
+        if self._step:
+            self._step(f"{self._name}: {text}")
 
     def end(self) -> None:
         if self._name:

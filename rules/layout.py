@@ -204,6 +204,12 @@ def number_through_move(op: Reading, m: Term, x: Term, c: Term) -> tuple[Term, T
     return op.scalar(op.move(m, x), c), op.move(m, op.scalar(x, c))
 
 
+@rule("m:move x: c:", when="const(c)", cite="R8, R4 (12)", equal="bits", sample=_moved)
+def number_after_move(op: Reading, m: Term, x: Term, c: Term) -> tuple[Term, Term]:
+    """move(c x) == c move(x): on to the next linear map, which will take it in"""
+    return op.move(m, op.scalar(x, c)), op.scalar(op.move(m, x), c)
+
+
 @rule("x:hij y:hjk c:", when="const(c) absorbs(x)", cite="R4 (71)")
 def number_into_left_factor(op: Reading, x: Term, y: Term, c: Term) -> tuple[Term, Term]:
     """c (x·y) == (c x)·y, where x comes from a linear map that will take c in"""

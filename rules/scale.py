@@ -54,6 +54,12 @@ def scaled_copies_add(op: Reading, x: Term, s: Term, t: Term, a: Term) -> tuple[
     return op.add(op.scale(x, s, a), op.scale(x, t, a)), op.scale(x, op.add(s, t), a)
 
 
+@rule("x:nij y:nij c:", when="const(c)", cite="R4 (12, 65)")
+def multiples_add(op: Reading, x: Term, y: Term, c: Term) -> tuple[Term, Term]:
+    """c x + c y == c (x + y)"""
+    return op.add(op.scalar(x, c), op.scalar(y, c)), op.scalar(op.add(x, y), c)
+
+
 @rule("x:nij c: d:", when="const(c) const(d)", cite="R5")
 def shifts_add(op: Reading, x: Term, c: Term, d: Term) -> tuple[Term, Term]:
     """(x + c) + d == x + (c + d), numbers"""

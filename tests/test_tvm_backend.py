@@ -18,6 +18,7 @@ from small_models import apply, f32, numbers
 pytest.importorskip("tvm_ffi")
 
 import backends
+import rewriter
 from backends import backend, onnxruntime
 from backends.tvm import regions, runtime
 from backends.tvm.program import TvmProgram
@@ -226,6 +227,30 @@ def test_an_invalid_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"not a model")
     with pytest.raises(InvalidModel, match="not an ONNX model"):
         backend("tvm").build(tmp_path / "bad.onnx")
+
+
+def test_on_another_processor_onnx_runtime_runs_the_artefact(program: TvmProgram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = rewriter.compile(mixed(2), backend="tvm", threads=1)
+    compiled.save(tmp_path / "a")
+    x = numbers(2, 3, 8, seed=12)
+    expected = compiled(x)
+    monkeypatch.setattr("backends.tvm.program.processor", lambda: {"machine": "x86_64", "flags": []})
+    back = rewriter.load(tmp_path / "a", threads=1)
+    assert back.backend == "onnxruntime"
+    [note] = [note for note in back.report.notes if "ONNX Runtime runs the model instead" in note]
+    assert "which this one lacks" in note
+    for got, want in zip(back(x), expected, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_is_read_from_what_was_loaded(tmp_path: Path) -> None:
+    """Whatever takes the artefact's place before it is asked for."""
+    compiled = rewriter.compile(mixed(2), backend="onnxruntime", threads=1)
+    compiled.save(tmp_path / "a")
+    back = rewriter.load(tmp_path / "a", threads=1)
+    rewriter.compile(mixed(3), backend="onnxruntime", threads=1).save(tmp_path / "a")
+    assert back.model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2
+    assert [n.op_type for n in back.model.graph.node] == [n.op_type for n in compiled.model.graph.node]
 
 
 def test_regions_that_differ_or_time_out_go_to_onnx_runtime(forgetful: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
     from backends.tvm.cuda import CudaProgram
     from backends.tvm.program import TvmProgram
+    from backends.tvm.regions import Progress
+
+
+SECONDS = 300.0
+"""For compiling for one set of input shapes."""
 
 
 def refuses(node: onnx_ir.Node) -> str | None:
@@ -35,22 +40,25 @@ def build(
     threads: int | None = None,
     example_inputs: Any = None,
     tune: int = 0,
-    seconds: float = 300.0,
+    seconds: float | None = None,
+    progress: Progress | None = None,
 ) -> TvmProgram | CudaProgram:
     """Compile ``model``, now for the shapes of ``example_inputs`` (arrays in graph order) or its own if those are fixed,
     else when it is first called.
 
-    ``tune``: configurations to measure beyond the few that each kernel gets, shared by how heavy the kernels are;
-    ``seconds``: what all compilation for one set of shapes may take, after which regions go to ONNX Runtime. ``target``: "cpu",
-    "cuda", or "cuda:sm_86" (``backends/tvm/cuda.py``: the whole model, for a GPU that need not be here).
+    ``tune``: configurations to measure beyond the few that each kernel gets, shared by how heavy the kernels are; ``progress`` is told
+    how far measuring is, and how long it will take; what is interrupted goes on from there the next time. ``seconds``: what all
+    compilation for one set of shapes may take (None: ``SECONDS``, and one for each of ``tune``), after which regions go to ONNX
+    Runtime. ``target``: "cpu", "cuda", or "cuda:sm_86" (``backends/tvm/cuda.py``: the whole model, for a GPU that need not be here).
     """
+    seconds = SECONDS + tune if seconds is None else seconds
     if target != "cpu":
         from backends.tvm import cuda
 
         return cuda.make(model, target, threads, example_inputs, seconds)
     from backends.tvm.program import make
 
-    return make(model, threads, example_inputs, tune, seconds)
+    return make(model, threads, example_inputs, tune, seconds, progress)
 
 
 def restore(directory: str | os.PathLike[str], threads: int | None = None) -> TvmProgram | CudaProgram:

@@ -60,11 +60,14 @@ def _digest_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def compile_region(values: list[Any], *, source: str, library: str, threads: int, tune: int = 0, fast: int = 4) -> Reply:
+def compile_region(
+    values: list[Any], *, source: str, library: str, threads: int, tune: int = 0, fast: int = 4, progress: str | None = None
+) -> Reply:
     """Compile the model ``source`` (fixed shapes) to ``library``: machine code, weights beside it, and what to call it with.
 
     ``fast``: the largest Winograd tile allowed; the reply says whether any was used (``fast``), how many kernels there are, and
-    the ``digest`` of the machine code. What the database has needs no compiler: then TVM is not even imported.
+    the ``digest`` of the machine code. ``progress``: a file for what is told of measuring. What the database has needs no compiler:
+    then TVM is not even imported.
     """
     import onnx
 
@@ -79,7 +82,7 @@ def compile_region(values: list[Any], *, source: str, library: str, threads: int
     machine = detect(threads, database=database)
     graph = read(onnx.load(source, load_external_data=False), folder=Path(source).parent)
     low = lower(graph, machine, fast)
-    configs = choose(low, database, tune=tune)
+    configs = choose(low, database, tune=tune, progress=lambda text: _tell(progress, text))
     layout = module.plan(low, configs)
     name = digest(machine, module.structure(low, configs, layout))
     code = database.library(name)
@@ -93,6 +96,12 @@ def compile_region(values: list[Any], *, source: str, library: str, threads: int
     Path(library).with_suffix(".json").write_text(json.dumps(module.signature(low, layout)))
     used = any("Winograd" in launch.label for launch in low.launches)
     return {"kernels": len(configs), "launches": len(low.launches), "fast": used, "digest": name}, []
+
+
+def _tell(path: str | None, text: str) -> None:
+    if path is not None:
+        Path(path).with_suffix(".new").write_text(text)
+        Path(path).with_suffix(".new").replace(path)
 
 
 def try_region(values: list[Any], *, library: str) -> Reply:

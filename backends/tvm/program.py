@@ -22,7 +22,7 @@ from rewriter.errors import InvalidInput, InvalidModel, UnsupportedModel
 if TYPE_CHECKING:
     import onnx
 
-    from backends.tvm.regions import Plan
+    from backends.tvm.regions import Plan, Progress
     from backends.worker import Worker
 
 PLANS = 8  # sets of input shapes that are compiled; others run on ONNX Runtime
@@ -41,9 +41,10 @@ class TvmProgram:
         tune: int,
         seconds: float | None,
         closed: bool = False,
+        progress: Progress | None = None,
     ) -> None:
         """``seconds`` is None for a program that was restored: it has its plans, and makes no new ones. ``closed``: the model has no
-        functions of its own."""
+        functions of its own. ``progress`` is told how far measuring is."""
         self.inputs = inputs
         self.outputs = outputs
         self.notes: list[str] = []
@@ -52,7 +53,7 @@ class TvmProgram:
         self._seconds = seconds
         self._plans: dict[Key, _Running] = {}
         self._started: Worker | None = None
-        self._closed = closed
+        self._closed, self._progress = closed, progress
         self._folder = tempfile.TemporaryDirectory(prefix="rewriter-tvm-")
         self._whole = Whole(Path(self._folder.name), threads)
 
@@ -150,6 +151,7 @@ class TvmProgram:
             made: Plan = plan(
                 self._whole.path, named, folder, worker, threads=self._threads, tune=self._tune, seconds=seconds,
                 as_declared=self._closed and all(port.shape == array.shape for port, array in zip(self.inputs, arrays, strict=True)),
+                progress=self._progress,
             )  # fmt: skip
         self.notes += [note for note in made.notes if note not in self.notes]
         steps = [vars(step) for step in made.steps]
@@ -232,6 +234,7 @@ def make(
     example_inputs: Sequence[Any] | None,
     tune: int,
     seconds: float,
+    progress: Progress | None = None,
 ) -> TvmProgram:
     """As ``backends.tvm.build``."""
     import onnx
@@ -247,7 +250,7 @@ def make(
         proto = _read(model)
     assert isinstance(proto, onnx.ModelProto)
     inputs, outputs = model_inputs(proto.graph), ports_of(proto.graph.output)
-    program = TvmProgram(inputs, outputs, thread_count(threads), tune, seconds, closed=not proto.functions)
+    program = TvmProgram(inputs, outputs, thread_count(threads), tune, seconds, not proto.functions, progress)
     known = all(port.dtype not in ("", "str") and _static(port) for port in program.inputs)
     if known or example_inputs is not None:
         program.start()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from backends.tvm.lower import refusals
 from backends.worker import Worker
 from rewriter.errors import RewriterError
 
+Progress = Callable[[str], None]
 FOLDED, FIXED = "folded.onnx", "fixed.onnx"
 HALVINGS = 4  # of a region that fails: one bad node should not cost the whole region
 LEAST = 3  # nodes: a smaller region does not pay for its border
@@ -58,15 +61,17 @@ def plan(
     tune: int,
     seconds: float,
     as_declared: bool = False,
+    progress: Progress | None = None,
 ) -> Plan:
     """Split and compile the file ``model`` for inputs of these shapes; files go to ``folder``. What fails runs on ONNX Runtime.
 
-    ``as_declared``: the shapes are those that the model gives, and it has no functions of its own.
+    ``progress`` is told how far measuring is, every second. ``as_declared``: the shapes are those that the model gives, and it has no
+    functions of its own.
     """
     end = time.monotonic() + seconds
     notes: list[str] = []
     folded, digest = _folded(model, None if as_declared else inputs, folder, worker, notes, seconds)
-    compiler = _Compiler(folder, worker, Database(), digest, threads, tune, end)
+    compiler = _Compiler(folder, worker, Database(), digest, threads, tune, end, progress)
     results = {output.name for output in folded.graph.output}
     weights = {t.name: numpy_helper.to_array(t, base_dir=str(folder)) for t in folded.graph.initializer if t.name in results}
     values: dict[str, Any] = {**weights, **inputs}
@@ -220,6 +225,7 @@ class _Compiler:
     threads: int
     tune: int
     end: float
+    progress: Progress | None = None
 
     def compile(self, region: Region) -> str | None:
         """Compile and try one region; the reason if it cannot be used, else None.
@@ -255,14 +261,42 @@ class _Compiler:
         if left <= 0:
             raise RewriterError("the time for compiling was spent")
         self.worker.timeout = max(1.0, left)
-        reply, _ = self.worker.call(
-            "compile_region", source=str(region.source), library=str(region.library), threads=self.threads, tune=self.tune, fast=fast
-        )
+        said = self.folder / f"{region.name}.progress"
+        with _telling(said, self.progress):
+            reply, _ = self.worker.call(
+                "compile_region", source=str(region.source), library=str(region.library), threads=self.threads, tune=self.tune,
+                fast=fast, progress=str(said),
+            )  # fmt: skip
         return bool(reply["fast"]), reply["digest"]
 
     def _tried(self, region: Region, factor: float) -> str | None:
         got = self.worker.call("try_region", [np.asarray(value) for value in region.inputs], library=str(region.library))[1]
         return _difference(region.proto, got, region.results(), region.exact(), factor)
+
+
+@contextmanager
+def _telling(path: Path, progress: Progress | None) -> Iterator[None]:
+    """Pass on what the compiler writes to ``path`` meanwhile."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        before = ""
+        while not ended.wait(1.0):
+            text = path.read_text() if path.exists() else ""
+            if text != before and progress is not None:
+                progress(text)
+            before = text
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    if progress is not None:
+        watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if progress is not None:
+            watcher.join()
+        path.unlink(missing_ok=True)
 
 
 def _difference(proto: onnx.ModelProto, got: Sequence[Any], want: Sequence[Any], exact: Sequence[Any], factor: float) -> str | None:

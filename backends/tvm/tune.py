@@ -29,7 +29,10 @@ _CHUNK = 48  # functions that are compiled together
 
 
 def choose(low: Lowering, database: Database, *, tune: int = 0, progress: Progress = lambda _: None) -> dict[Kernel, Config]:
-    """A configuration for every kernel of ``low``. ``tune``: how many more to try, over all kernels, the heaviest first."""
+    """A configuration for every kernel of ``low``. ``tune``: how many more to try, over all kernels, the heaviest first.
+
+    Every kernel's best is kept when it is found: what is interrupted goes on from there. ``progress`` is told how far it is.
+    """
     samples: dict[Kernel, Launch] = {}
     counts: dict[Kernel, int] = {}
     for launch in low.launches:
@@ -47,13 +50,21 @@ def choose(low: Lowering, database: Database, *, tune: int = 0, progress: Progre
             waiting[launch.kernel] = configs
     if waiting:
         calibrate(database, low.machine)
+    total, done, started = sum(map(len, waiting.values())), 0, time.monotonic()
     for found in _batches(waiting):
-        progress(f"{len(chosen)} of {len(samples)} kernels")
+        progress(_so_far(done, total, time.monotonic() - started))
         for kernel, times in _timed(found, samples, low):
+            done += len(times)
             best = min(times, key=lambda config: times[config])
             chosen[kernel] = best
             database.keep(kernel, low.machine, best, times[best], len(times))
     return chosen
+
+
+def _so_far(done: int, total: int, seconds: float) -> str:
+    """How many configurations were measured, and how long the others will take if they are like these."""
+    left = f", about {math.ceil(seconds / done * (total - done))} s left" if done else ""
+    return f"{done} of {total} configurations measured{left}"
 
 
 def runs(launches: Sequence[Launch], chosen: Mapping[Kernel, Config], low: Lowering) -> list[Callable[[], Any]]:
