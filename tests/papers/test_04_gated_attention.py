@@ -38,7 +38,9 @@ def inputs() -> tuple[torch.Tensor]:
     return (normal(2, TOKENS, WIDTH),)
 
 
-@each(modules=Gated, einsum=GatedByEinsum)
+@each(
+    modules=Gated, einsum=GatedByEinsum, missing=dict.fromkeys(("modules", "einsum"), "maps of one input are not stacked into one product that is split")
+)
 def test_four_projections_are_one_product(module: Any, door: str, record: Any) -> None:
     outcome = through(door, awake(module()), inputs())
     right(outcome)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from papers.fixture import Paper, awake, each, is_plain, normal, plain, right, through
+from papers.fixture import Paper, awake, each, has, normal, plain, right, through
 
 PAPER = Paper(10, "a declared context leaves one expert, its context part in the bias")
 WIDTH, CONTEXT, HIDDEN, EXPERTS = 6, 4, 10, 3
@@ -61,10 +61,13 @@ def plain_inputs() -> tuple[torch.Tensor]:
 @each(looked_up=Mixer, all=MixerOfAll)
 def test_a_declared_context_leaves_one_expert(module: Any, door: str, record: Any) -> None:
     outcome = through(door, awake(module()), inputs(), constants={"ctx": inputs()[1].numpy()})
-    is_plain(outcome, plain(Plain, plain_inputs))
+    base = plain(Plain, plain_inputs)
+    right(outcome)
+    has(outcome, Tanh=1, Softmax=0, ArgMax=0, Gather=0, Concat=0)
+    assert outcome.macs == base.macs and outcome.matrices() == base.matrices(), outcome.graph
     record(PAPER, outcome)
 
 
 def test_an_open_context_keeps_all_experts() -> None:
     outcome = through("torch", awake(Mixer()), inputs(), also=[(inputs()[0], -inputs()[1]), (inputs()[0], inputs()[1].flip(0))])
-    right(outcome)
+    right(outcome, kept=True)
