@@ -309,10 +309,8 @@ def _turned(x: Array, roles: Roles) -> Array:
 
 
 def _gated(roles: Roles, q: Array, k: Array, v: Array, g: Array | None, c: _Constants) -> Array:
-    if g is None:
-        gate = np.broadcast_to(c.decay if c.decay is not None else np.zeros(k.shape[-1]), k.shape)
-    else:
-        gate = np.broadcast_to(g, k.shape)
+    constant = np.zeros(k.shape[-1]) if c.decay is None else c.decay
+    gate = np.broadcast_to(constant if g is None else g, k.shape)
     if g is None or roles.logarithmic:
         return linear_recurrence(q, k, v, gate)
     state = np.zeros((*k.shape[:-2], k.shape[-1], v.shape[-1]))

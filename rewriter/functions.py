@@ -98,16 +98,19 @@ _BODIES = {
             decay = Transpose <perm: ints = [0, 1, 3, 2]> (es)
             fill = Concat <axis: int = 0> (batch, features, values)
             start = ConstantOfShape <value: tensor = float[1] {0.0}> (fill)
-            zlast, zstates = Scan <body = forwards (float[batch,i,j] s, float[batch,i,j] u, float[batch,i,one] d) => (float[batch,i,j] next, float[batch,i,j] was) {
+            zlast, zstates = Scan <body = forwards (float[batch,i,j] s, float[batch,i,j] u, float[batch,i,one] d)
+                    => (float[batch,i,j] next, float[batch,i,j] was) {
                 was = Identity (s)
                 kept = Mul (d, s)
                 next = Add (kept, u)
             }, num_scan_inputs: int = 2, scan_input_axes: ints = [1, 1], scan_output_axes: ints = [1]> (start, update, decay)
-            ylast, ystates = Scan <body = backwards (float[batch,i,j] s, float[batch,i,j] u, float[batch,i,one] d) => (float[batch,i,j] next, float[batch,i,j] was) {
+            ylast, ystates = Scan <body = backwards (float[batch,i,j] s, float[batch,i,j] u, float[batch,i,one] d)
+                    => (float[batch,i,j] next, float[batch,i,j] was) {
                 was = Identity (s)
                 kept = Mul (d, s)
                 next = Add (kept, u)
-            }, num_scan_inputs: int = 2, scan_input_axes: ints = [1, 1], scan_input_directions: ints = [1, 1], scan_output_axes: ints = [1], scan_output_directions: ints = [1]> (start, update, decay)
+            }, num_scan_inputs: int = 2, scan_input_axes: ints = [1, 1], scan_input_directions: ints = [1, 1],
+                    scan_output_axes: ints = [1], scan_output_directions: ints = [1]> (start, update, decay)
             states = Where (flag, ystates, zstates)
             across = MatMul (qe, states)
             both = Add (inside, across)

@@ -28,6 +28,8 @@ from passes.drop_dead import drop_dead
 from passes.drop_dead_channels import NAME as DEAD_CHANNELS
 from passes.drop_dead_channels import Shrunk, drop_dead_channels
 from passes.drop_impulse import RELIED
+from passes.fold_quantisation import NAME as CODES
+from passes.fold_quantisation import Folded, fold_quantisation
 from passes.fold_weights import fold_weights
 from passes.inline_constants import LITERAL
 from passes.pack_weights import pack_weights
@@ -313,6 +315,7 @@ def _attempt(
         model = plain.clone()
         try:
             search = Search()
+            _quantisers_folded(model, search, laws.steps)
             _search_subgraphs(model.graph, laws.rules, bounds, prices, saturator, hints, search)
             new, own = _search(model.graph, laws.rules, bounds, prices, saturator, hints)
             search.add(own)
@@ -364,8 +367,17 @@ def _finished(model: ir.Model, search: Search, notes: list[str], prices: Prices,
     return _Attempt(model, search, weights, notes, packed)
 
 
-WHOLE_GRAPH = (COLLAPSE, DEAD_CHANNELS)
+WHOLE_GRAPH = (CODES, COLLAPSE, DEAD_CHANNELS)
 """Steps that are no laws of an e-graph (each says why), by the names that reports and ``disable`` know them by."""
+
+
+def _quantisers_folded(model: ir.Model, search: Search, steps: Container[str]) -> None:
+    folded = fold_quantisation(model) if CODES in steps else Folded()
+    if folded.count:
+        search.rewrites[CODES] += folded.count
+        search.value_facts |= dict.fromkeys(folded.rests, ("equal:changed",))
+        drop_dead(model)
+        infer(model)
 
 
 def _whole_graph_steps(model: ir.Model, weights: WeightProgram | None, search: Search, steps: Container[str]) -> WeightProgram | None:
