@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+import rewriter
 from papers.fixture import Paper, each, has, is_plain, normal, plain, right, through
 
 PAPER = Paper(16, "fake quantisation is folded; memory: one bit a weight")
@@ -103,3 +106,13 @@ def test_a_weight_at_the_mean_is_a_third_level() -> None:
     assert quantised(module.down.weight).unique().numel() == 3
     for objective in ("latency", "memory"):
         right(through("torch", module, inputs(), objective=objective))
+
+
+def test_other_values_of_packed_weights_need_another_compile() -> None:
+    module = Adapter().eval()
+    compiled = rewriter.compile(module, inputs(), backend="onnxruntime", objective="memory")
+    x = inputs()[0]
+    with torch.no_grad():
+        np.testing.assert_allclose(compiled(x).numpy(), module(x).numpy(), rtol=0, atol=1e-5 * module(x).abs().max().item())
+    with pytest.raises(rewriter.RewriterError, match="compile again"):
+        compiled.update({name: 2 * value for name, value in module.state_dict().items()})

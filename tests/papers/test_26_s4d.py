@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+import rewriter
 from papers.fixture import Paper, each, has, normal, plain, right, run_time_only, through
 
 PAPER = Paper(26, "no kernel is generated at run time; the skip is tap 0 of the kernel; the recurrence is the convolution")
@@ -178,3 +180,12 @@ def test_coefficients_that_depend_on_the_input_stay() -> None:
     outcome = through("torch", Varying(), short())
     right(outcome)
     has(outcome, Conv=0)
+
+
+def test_other_parameters_of_a_fixed_kernel_need_another_compile() -> None:
+    """The kernel was made in complex numbers while the module was read: new parameters must not be ignored."""
+    module = ByConvolution().eval()
+    compiled = rewriter.compile(module, inputs(), backend="onnxruntime")
+    compiled.update(module.state_dict())
+    with pytest.raises(rewriter.RewriterError, match="log_dt"):
+        compiled.update({**module.state_dict(), "log_dt": module.log_dt + 1})
