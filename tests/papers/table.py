@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
-from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from papers.catalogue import PAPERS
 from papers.fixture import Outcome, Paper
@@ -41,25 +40,49 @@ class Row:
         report = outcome.result.report
         return cls(paper.number, paper.figure, tuple(r["rule"] for r in report.rewrites), report.before, report.after, outcome.error)
 
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Row:
+        """The inverse of ``asdict``, also after JSON."""
+        summaries = {which: Summary(**data[which]) for which in ("before", "after")}
+        return cls(**{**data, **summaries, "laws": tuple(data["laws"])})
+
 
 @dataclass
 class Record:
-    """``rows``: figures that were met. ``not_yet``: by paper, why some tests cannot pass yet."""
+    """By test: the figures that were met, and why one that cannot pass yet cannot. ``known``: tests that there are; ``ran``: in this run."""
 
-    rows: list[Row] = field(default_factory=list)
-    not_yet: dict[int, set[str]] = field(default_factory=lambda: defaultdict(set))
+    rows: dict[str, list[Row]] = field(default_factory=dict)
+    not_yet: dict[str, str] = field(default_factory=dict)
+    known: set[str] = field(default_factory=set)
+    ran: set[str] = field(default_factory=set)
 
-    def missing(self, file: str, test: str, reason: str) -> None:
-        number = re.match(r"test_(\d+)_", file)
-        if number is not None:
-            self.not_yet[int(number[1])].add(reason.removeprefix("reason: "))
+    def met(self, test: str, row: Row) -> None:
+        self.rows.setdefault(test, []).append(row)
+
+    def missing(self, test: str, reason: str) -> None:
+        self.not_yet[test] = reason.removeprefix("reason: ")
+
+    def kept(self) -> dict[str, Any]:
+        """What another run can join."""
+        return {"rows": {test: [asdict(row) for row in rows] for test, rows in self.rows.items()}, "not_yet": self.not_yet}
+
+    def join(self, earlier: dict[str, Any]) -> None:
+        """Take over what earlier runs saw of tests that did not run now and that still exist."""
+        files = {test.partition("::")[0] for test in self.known}
+
+        def stands(test: str) -> bool:
+            return test not in self.ran and (test in self.known or test.partition("::")[0] not in files)
+
+        rows = {test: [Row.from_dict(row) for row in found] for test, found in earlier.get("rows", {}).items() if stands(test)}
+        self.rows = dict(sorted((rows | self.rows).items(), key=lambda item: (item[0].partition("::")[0], "[onnx" in item[0])))
+        self.not_yet = {test: reason for test, reason in earlier.get("not_yet", {}).items() if stands(test)} | self.not_yet
 
     def table(self) -> str:
         return HEAD + "".join(self._line(n) + "\n" for n in sorted(PAPERS))
 
     def _line(self, number: int) -> str:
-        entry, rows = PAPERS[number], [r for r in self.rows if r.number == number]
-        reasons = "; ".join(sorted(self.not_yet.get(number, ())))
+        entry, rows = PAPERS[number], [row for found in self.rows.values() for row in found if row.number == number]
+        reasons = "; ".join(sorted({reason for test, reason in self.not_yet.items() if f"test_{number:02}_" in test}))
         if not rows:
             said = f"not yet: {reasons}" if reasons else entry.line
             return f"| {number} | {entry.title} | {entry.klass} | {said} | | | | | |"
