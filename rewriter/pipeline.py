@@ -374,7 +374,7 @@ def _quantisers_folded(model: ir.Model, search: Search, steps: Container[str]) -
     folded = fold_quantisation(model) if CODES in steps else Folded()
     if folded.count:
         search.rewrites[CODES] += folded.count
-        search.value_facts |= {name: ("equal:changed",) for name in folded.rests}
+        search.value_facts |= dict.fromkeys(folded.rests, ("equal:changed",))
         drop_dead(model)
         infer(model)
 
