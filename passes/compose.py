@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from passes.fold_weights import weights_only
-from rewriter.edit import Editor, dims, is_op, nodes, required, uses
+from rewriter.edit import Editor, dims, is_op, nodes, required, tensor, uses
 
 
 def compose(model: ir.Model) -> ir.Model:
@@ -23,7 +23,7 @@ def compose(model: ir.Model) -> ir.Model:
     for node in nodes(model):
         if node.graph is None or node.domain or len(node.outputs) != 1:
             continue
-        for rewrite in (_difference, _conv_bias, _gemm, _batch_normalization, _concat):
+        for rewrite in (_difference, _conv_bias, _gemm, _layer_normalization, _batch_normalization, _concat):
             if rewrite(node, editor, constant):
                 break
     return model
@@ -145,6 +145,21 @@ def _batch_normalization(node: ir.Node, editor: Editor, constant: _Constants) ->
     # The standard allows epsilon 0: with mean 0 and variance 1 the operator is then exactly x * s + b.
     new = editor.emit(node, "BatchNormalization", [inner[0], scale, bias, editor.constant(zeros), editor.constant(ones)], {"epsilon": 0.0})
     return _replace(node, new, editor)
+
+
+def _layer_normalization(node: ir.Node, editor: Editor, constant: _Constants) -> bool:
+    """The scale and the bias after a bare norm, built in"""
+    pair = _operands(node, constant) if is_op(node, "Mul", "Add") else None
+    norm = _once(pair[0], "LayerNormalization") if pair else None
+    shape = dims(node.outputs[0])
+    if pair is None or norm is None or shape is None or not isinstance(shape[-1], int) or dims(pair[1]) != (shape[-1],):
+        return False
+    ones = tensor(norm.inputs[1])
+    bare = ones is not None and ones.size == shape[-1] and bool((ones.numpy() == 1).all())
+    if len(norm.inputs) > 2 or (is_op(node, "Mul") and not bare):
+        return False
+    inputs = [norm.inputs[0], pair[1]] if is_op(node, "Mul") else [*norm.inputs, pair[1]]
+    return _replace(node, editor.emit(node, "LayerNormalization", inputs, {a.name: a.value for a in norm.attributes.values()}), editor)
 
 
 def _concat(node: ir.Node, editor: Editor, constant: _Constants) -> bool:

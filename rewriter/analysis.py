@@ -78,6 +78,7 @@ READING = """
 (rule ((= x (move f y)) (live x)) ((other x)) :ruleset analysis)
 (rule ((= x (slice y a i j)) (live x)) ((other x)) :ruleset analysis)
 (rule ((= x (norm k y e)) (live x)) ((other x)) :ruleset analysis)
+(rule ((= x (normed k y e g b)) (live x)) ((other x)) :ruleset analysis)
 (rule ((= x (rowmap f y)) (live x)) ((other x)) :ruleset analysis)
 (rule ((= x (pick y i)) (live x)) ((other x)) :ruleset analysis)
 (rule ((= x (max_pool y w)) (live x)) ((other x)) :ruleset analysis)

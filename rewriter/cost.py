@@ -87,7 +87,7 @@ def infer(op: str, arguments: Sequence[Any], sizes: Mapping[int, Sizes]) -> Size
         return x or y
     if op in ("scale", "bias", "scalar", "shift", "kernel_scale_inputs", "zero_like", "eye_like", "rows", "divide", "sign", "inverse"):
         return x
-    if op in ("map", "rowmap", "norm"):
+    if op in ("map", "rowmap", "norm", "normed"):
         return y
     if op == "move":
         return None if y is None else Move.parse(arguments[0]).shape(y)
@@ -98,6 +98,8 @@ def infer(op: str, arguments: Sequence[Any], sizes: Mapping[int, Sizes]) -> Size
         return None if x is None or y is None else (*y, *x[1:])
     if op == "product":
         return None if x is None or y is None or len(x) < 2 or len(y) < 2 else (*_broadcast(x[:-2], y[:-2]), x[-2], y[-1])
+    if op == "middle":
+        return ()
     if op == "tile":
         return None if x is None else (x[0] * arguments[1] * arguments[2],)
     if op == "transposed":
@@ -180,8 +182,8 @@ def run_cost(op: str, cls: int, arguments: Sequence[Any], sizes: Mapping[int, Si
     if op == "cat":
         # A law's concatenation that does not end in the weights breaks up what runtimes would fuse.
         return 10 * prices.node + 2 * moved * prices.byte
-    if op == "norm":
-        # The operator that has a scale and a bias built in does a little more: where they fold away, they go.
+    if op in ("norm", "shift"):
+        # A norm with a scale and a bias built in does a little more, as does a bias that differs between channels.
         return 0.95 * prices.node + moved * prices.byte
     flop = prices.flop
     if op in ("conv", "mean_pool") and (w := Window.parse(arguments[-1])).group == w.inputs > 1:

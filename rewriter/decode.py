@@ -255,6 +255,7 @@ EMIT: dict[str, Emitter] = {
     "pick": lambda w, e, i: w.emit("Gather", e, i),
     "rows": lambda w, x, g: w.emit("Mul", x, g),
     "divide": lambda w, c, d: w.emit("Div", c, d),
+    "middle": lambda w, c: w.emit("Round", w.emit("ReduceMean", c, keepdims=0)),
     "inverse": lambda w, c: w.emit("Reciprocal", c),
     "sign": lambda w, c: w.emit("Sign", c),
     "tile": _tile,
@@ -364,7 +365,7 @@ class _Decoder:
             value = self.w.again(self.encoding.maps[s.arguments[0]], [inner], self._node_name(origin))[0]
         elif s.op == "move":
             value = self._move(s, origin)
-        elif s.op == "norm":
+        elif s.op in ("norm", "normed"):
             value = self._norm(s)
         elif s.op in ("add", "mul"):
             value = EMIT[s.op](self.w, *self._broadcast(s))
@@ -386,12 +387,16 @@ class _Decoder:
         return _move(self.w, inner, s.arguments[0])
 
     def _norm(self, s: Selected) -> ir.Value:
-        kind, x, e = s.arguments
+        kind, x, e, *affine = s.arguments
         value, epsilon = self.made[x], self.made[e]
         assert value is not None and epsilon is not None
         chosen = self.selected[e]
         known = self.encoding.emissions[chosen.arguments[0]].inputs[0] if chosen.op == "op" and len(chosen.arguments) == 1 else None
-        return _norm(self.w, kind, value, self.w.constant(known) if isinstance(known, np.ndarray) else epsilon, self.lengths.get(x))
+        y = _norm(self.w, kind, value, self.w.constant(known) if isinstance(known, np.ndarray) else epsilon, self.lengths.get(x))
+        if affine:
+            scale, bias = (self.made[a] for a in affine)
+            y = self.w.emit("Add", self.w.emit("Mul", y, scale), bias)
+        return y
 
     def _broadcast(self, s: Selected) -> list[ir.Value]:
         """The operands of a sum or a product: one that is only repeated to the other's shape is left to ONNX to repeat."""

@@ -34,7 +34,7 @@ from rewriter.edit import dims, is_op, tensor
 from rewriter.functions import DOMAIN
 from rewriter.move import Move, expand, reshape, transpose
 from rewriter.opset import OPSET
-from rewriter.terms import MINUS_ONE, covering, homogeneous, monotone, swap_move, table_facts
+from rewriter.terms import FACTS, MINUS_ONE, covering, swap_move, table_facts
 from rewriter.window import Window
 
 Shape = tuple[int | str, ...]
@@ -538,6 +538,35 @@ class _Encoder:
             self.windows.add(str(window))
             self.also(self.out.index[node.outputs[0]], "max_pool", T(inputs[0]), str(window))
 
+    def also_dequantizelinear(self, node: ir.Node, inputs: list[int]) -> None:
+        """A quantiser of its own for every channel, and back: one for the tensor, between scales and biases (62)."""
+        maker = node.inputs[0].producer() if node.inputs[0] is not None else None
+        if maker is None or not is_op(maker, "QuantizeLinear") or len(node.inputs) != 3 or len(maker.inputs) != 3:
+            return
+        x, s, z = (self.of(v) for v in maker.inputs if v is not None)
+        shape, scales, zeros = self.shape(x), self.known.get(s), self.known.get(z)
+        if shape is None or scales is None or zeros is None or scales.ndim != 1 or self.constant[x]:
+            return
+        axes = [n.attributes.get_int("axis", 1) for n in (maker, node)]
+        if any(a not in (-1, len(shape) - 1) for a in axes) or inputs[1] != s or inputs[2] != z or shape[-1] != scales.size:
+            return
+        middle = np.round(zeros.astype(np.float64).mean()).astype(zeros.dtype)
+        apart = (zeros.astype(np.int64) - int(middle)).astype(scales.dtype)
+        numbers = (np.ones((), scales.dtype), middle, apart)
+        one, mid, off = (self.constant_op("Identity", [a], a.shape, dtype=ir.DataType.from_numpy(a.dtype)) for a in numbers)
+        inverse = Form(self._text("inverse", [T(s)]))
+        inner = Form(self._text("bias", [Form(self._text("scale", [T(x), inverse, -1])), off, -1]))
+        for op_type in ("QuantizeLinear", "DequantizeLinear"):
+            emission = Emission(op_type, "", (), (0, 1, 2))
+            signature = _signature(emission)
+            self.out.emissions[signature] = emission
+            inner = Form(f"(op {_quote(signature)} (vec-of {inner} {one} {mid}))")
+        back = Form(self._text("bias", [inner, Form(self._text("scalar", [off, self.negated()])), -1]))
+        self.also(self.out.index[node.outputs[0]], "scale", back, T(s), -1)
+        for name in (maker.inputs[1], maker.inputs[2]):
+            assert name is not None
+            self.out.value_facts[name.name or ""] = ("integer:" + digest(self.known_weight(name.name or "")),)
+
     def also_add(self, node: ir.Node, inputs: list[int]) -> None:
         self._broadcast("add", node, inputs)
 
@@ -637,7 +666,7 @@ class _Encoder:
     def finish(self) -> None:
         self.out.lines.append('(centres "layer")')
         for function in self.out.maps:
-            facts = [name for name, holds in (("monotone", monotone), ("homogeneous", homogeneous)) if holds(function)]
+            facts = [name for name in ("monotone", "homogeneous", "rounds") if FACTS[name].holds(function)]  # type: ignore[misc]
             self.out.lines += [f"({fact} {_quote(function)})" for fact in facts]
         for name, *values in table_facts(self.windows, self.moves):
             self.out.lines.append(f"({name} {' '.join(_quote(v) if isinstance(v, str) else str(v) for v in values)})")
@@ -729,12 +758,11 @@ def _value_facts(weight: ir.TensorProtocol) -> tuple[str, ...]:
     array = weight.numpy()
     first = array.flat[0]
     if first in (0, 1) and bool(np.all(array == first)):
-        return ("zero",) if first == 0 else ("one", "positive", "nonzero")
+        return ("zero", "integer") if first == 0 else ("one", "positive", "nonzero", "integer")
     if array.size > VECTOR or len(array.shape) > 1 or not bool(np.all(np.isfinite(array.astype(np.float64)))):
         return ()
-    if bool(np.all(array > 0)):
-        return ("positive", "nonzero")
-    return ("nonzero",) if bool(np.all(array != 0)) else ()
+    signs = ("positive", "nonzero") if bool(np.all(array > 0)) else ("nonzero",) if bool(np.all(array != 0)) else ()
+    return (*signs, "integer") if FACTS["integer"].holds(array) else signs  # type: ignore[misc]
 
 
 def subgraphs(node: ir.Node) -> Iterable[ir.Graph]:

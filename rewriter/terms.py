@@ -12,6 +12,7 @@ A model becomes a term in a small language in which broadcasting is explicit, so
     map(f, x)           an element-wise function, named by its ONNX operator and attributes
     rowmap(f, x)        a function of each vector along the last axis (Softmax)
     norm(k, x, e)       each vector along the last axis over the root of its mean square plus e; k "layer": its mean taken away first
+    normed(k, x, e, g, b)  the same with a scale and a bias along the last axis, in one
     move(m, x)          x with its elements in other places, some repeated (``rewriter.move``)
     slice(x, a, i, j)   elements i to j, exclusive, along axis a
     cat(x, y, a)        concatenation of two tensors
@@ -71,6 +72,7 @@ OPERATORS: dict[str, Operator] = {
         Operator("map", "st"),
         Operator("rowmap", "st"),
         Operator("norm", "stt"),
+        Operator("normed", "stttt"),
         Operator("move", "st"),
         Operator("slice", "tiii"),
         Operator("cat", "tti"),
@@ -82,6 +84,7 @@ OPERATORS: dict[str, Operator] = {
         Operator("matmul", "tt", True),
         Operator("divide", "tt", True),
         Operator("inverse", "t", True),
+        Operator("middle", "t", True),
         Operator("sign", "t", True),
         Operator("tile", "tii", True),
         Operator("transposed", "t", True),
@@ -134,6 +137,11 @@ def _nonzero(x: np.ndarray) -> bool:
     return bool(np.all(np.asarray(x) != 0))
 
 
+def _integer(x: np.ndarray) -> bool:
+    values = np.asarray(x).astype(np.float64)
+    return bool(np.all(values == np.round(values)) and np.all(np.abs(values) < 1 << 20))
+
+
 def _positive(x: np.ndarray) -> bool:
     return bool(np.all(np.asarray(x) > 0))
 
@@ -180,6 +188,9 @@ FACTS: dict[str, Fact] = {
         Fact("one", "t", _one),
         Fact("nonzero", "t", _nonzero),
         Fact("positive", "t", _positive),
+        # Whole numbers, small enough for float32 to add and take away.
+        Fact("integer", "t", _integer),
+        Fact("rounds", "s", lambda f: _default(f, {"Round"})),
         Fact("monotone", "s", monotone),
         Fact("homogeneous", "s", homogeneous),
         # A norm that takes the mean away.
@@ -350,6 +361,7 @@ MAPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "Tanh": np.tanh,
     "Exp": np.exp,
     "Square": lambda x: x * x,
+    "Round": lambda x: np.vectorize(round, otypes=[object])(x) if x.dtype == object else np.round(x),
     "LeakyRelu": lambda x: np.where(x > 0, x, x / 4),
 }
 """Meanings that the rules' tests draw from. A model may hold any element-wise operator: laws do not look inside ``map``."""
@@ -430,6 +442,10 @@ class Arrays:
         return x / np.sqrt((x * x).mean(-1, keepdims=True) + np.float64(np.asarray(e).reshape(())[()]))
 
     @staticmethod
+    def normed(k: str, x: np.ndarray, e: np.ndarray, g: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return Arrays.norm(k, x, e) * g.astype(np.float64) + b.astype(np.float64)
+
+    @staticmethod
     def move(m: str, x: np.ndarray) -> np.ndarray:
         move = Move.parse(m)
         target = move.shape(x.shape)
@@ -461,6 +477,11 @@ class Arrays:
     @staticmethod
     def divide(c: np.ndarray, d: np.ndarray) -> np.ndarray:
         return c / d
+
+    @staticmethod
+    def middle(c: np.ndarray) -> np.ndarray:
+        """The whole number next to the mean: of the entries of a vector, a number."""
+        return np.round(np.asarray(c).astype(np.float64).mean()).astype(np.int64)
 
     @staticmethod
     def inverse(c: np.ndarray) -> np.ndarray:

@@ -31,3 +31,10 @@ def number_before_norm(op: Reading, k: Term, x: Term, c: Term, e: Term) -> tuple
 def shift_before_layer_norm(op: Reading, k: Term, x: Term, c: Term, e: Term) -> tuple[Term, Term]:
     """norm(x + c) == norm(x), c a number, for a norm that takes the mean away"""
     return op.norm(k, op.shift(x, c), e), op.norm(k, x, e)
+
+
+@rule("k:text x:ni e: g:i b:i", when="const(e) const(g) const(b) centres(k)", equal="limit", cite="R9, R4, R5 (45, 61, 62)",
+      sample=lambda draw: {"k": "layer", "e": draw.ones("")})  # fmt: skip
+def scale_and_bias_are_built_in(op: Reading, k: Term, x: Term, e: Term, g: Term, b: Term) -> tuple[Term, Term]:
+    """norm(x) * g + b == normed(x, g, b): one operator, for a norm that takes the mean away"""
+    return op.bias(op.scale(op.norm(k, x, e), g, -1), b, -1), op.normed(k, x, e, g, b)

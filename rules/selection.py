@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,12 @@ def _pooled(draw: Any) -> dict[str, Any]:
     return {"w": str(w), "x": draw.tensor((draw.integer(1, 2), 2, draw.integer(3, 5), draw.integer(3, 4))), "f": draw.choice(["Relu", "LeakyRelu"])}
 
 
+def _quantised(draw: Any) -> dict[str, Any]:
+    """Numbers that lie between codes, and no ties."""
+    x = draw.tensor(draw.shape("nij"))
+    return {"f": "Round", "a": -2, "x": x + Fraction(1, draw.choice([3, 5, 7])), "z": draw.tensor(x.shape[-2:-1])}
+
+
 def _scaled(draw: Any) -> dict[str, Any]:
     s = draw.tensor(draw.shape("i"))
     return {"f": draw.choice(["Relu", "Abs", "Neg", "LeakyRelu"]), "a": -2, "s": s * s + 1, "c": np.array(draw.integer(1, 3), dtype=object)}
@@ -28,6 +35,16 @@ def _scaled(draw: Any) -> dict[str, Any]:
 def maximum_before_map(op: Reading, f: Term, x: Term, w: Term) -> tuple[Term, Term]:
     """max_pool(f(x)) == f(max_pool(x)), f never decreasing: it is applied to the fewer"""
     return op.max_pool(op.map(f, x), w), op.map(f, op.max_pool(x, w))
+
+
+@rule("f:map x:nij z:i a:int", when="const(z)", given="rounds(f) integer(z)", cite="R16, R5 (62): whole numbers pass through rounding; but for ties",
+      sample=_quantised, declines="a zero point that is no whole number does not pass through rounding: codes would differ",
+      breaks_at={"f": "Round", "x": [[[0.25]]], "z": [0.5], "a": -2})  # fmt: skip
+def channels_are_rounded_as_one(op: Reading, f: Term, x: Term, z: Term, a: Term) -> tuple[Term, Term]:
+    """round(x) + z == round(x + (z - m)) + m, m the middle of z: what is left after rounding is a number (equal but for ties)"""
+    middle = op.middle(z)
+    apart = op.shift(z, op.scalar(middle, op.minus_one))
+    return op.bias(op.map(f, x), z, a), op.shift(op.map(f, op.bias(x, apart, a)), middle)
 
 
 @rule("f:map x:nij s:i a:int", when="const(s)", given="positive(s) homogeneous(f)", cite="R4 (45): relu(s x) = s relu(x), s > 0", sample=_scaled,

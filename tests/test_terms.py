@@ -39,6 +39,7 @@ CASES: dict[str, list[tuple[list[tuple[int, ...]], tuple[Any, ...]]]] = {
     "rows": [([(2, 3, 4), (2, 3, 1)], ())],
     "max_pool": [([(1, 4, 5, 5)], (str(DEPTHWISE),)), ([(1, 4, 5, 4)], ("4>4 k2x3 s2x1 p0,1,0,1 d1x1 g4 float64",))],
     "divide": [([(3,), (3,)], ())],
+    "middle": [([(5,)], ())],
     "inverse": [([(3,)], ())],
     "sign": [([(3,)], ())],
     "tile": [([(3,)], (2, 4)), ([(1,)], (1, 1))],
@@ -69,7 +70,7 @@ POINTS = [(name, shapes, attributes) for name, cases in CASES.items() for shapes
 
 
 def test_every_operator_has_a_case() -> None:
-    written_otherwise = {"map", "rowmap", "move", "norm"}
+    written_otherwise = {"map", "rowmap", "move", "norm", "normed"}
     assert set(CASES) == set(OPERATORS) - written_otherwise - {"pick"}
     assert set(EMIT) == set(OPERATORS) - written_otherwise
 
