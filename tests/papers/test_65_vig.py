@@ -73,7 +73,7 @@ def inputs() -> tuple[torch.Tensor]:
 @each(
     two_passes=Mixer,
     twice_the_batch=TwiceTheBatch,
-    missing=dict.fromkeys(("two_passes", "twice_the_batch"), "recurrences are not recognised as one operator"),
+    missing={"twice_the_batch": "flipped copies beside the others in one batch are not taken apart"},
 )
 def test_no_flip_is_left(module: Any, door: str, record: Any) -> None:
     outcome = through(door, awake(module()), inputs())
