@@ -88,7 +88,7 @@ def inputs() -> tuple[torch.Tensor]:
     return (normal(2, TOKENS, WIDTH),)
 
 
-@each(loop=Liger, einsum=ByEinsum, missing=dict.fromkeys(("loop", "einsum"), "the halves do not reach the output layer"))
+@each(loop=Liger, einsum=ByEinsum)
 def test_pooling_and_halves_are_gone(module: Any, door: str, record: Any) -> None:
     outcome = through(door, awake(module()), inputs())
     base = plain(reduced, inputs)

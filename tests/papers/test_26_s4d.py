@@ -136,7 +136,7 @@ def short() -> tuple[torch.Tensor]:
     return (normal(2, CHANNELS, Recurrence.length),)
 
 
-@each(unrolled=Recurrence, missing={"unrolled": "an unrolled recurrence is not recognised"})
+@each(unrolled=Recurrence)
 def test_a_recurrence_of_fixed_coefficients_is_a_convolution(module: Any, door: str, record: Any) -> None:
     outcome = through(door, module(), short())
     right(outcome, 1e-4)
