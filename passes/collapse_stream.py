@@ -21,7 +21,7 @@ from rewriter.functions import DOMAIN
 from rewriter.weights import LAW
 
 NAME = "stream/collapse"
-WORTH = 0.7
+WORTH = 0.8
 """Of the multiplications before: what is left must be at most this share, for the concatenations cost something too."""
 
 

@@ -63,6 +63,21 @@ def squared(value: ir.Value | None) -> ir.Value | None:
     return None
 
 
+def _sum_over_length(value: ir.Value | None) -> ir.Node | None:
+    """The ReduceSum that the value is, divided by the length of the last axis of what is summed."""
+    quotient = made_by(value, "Div", "Mul")
+    if quotient is None:
+        return None
+    for place in (0,) if quotient.op_type == "Div" else (0, 1):
+        total, number = made_by(required(quotient, place), "ReduceSum"), scalar(quotient.inputs[1 - place])
+        shape = dims(operand(total, 0)) if total is not None else None
+        if total is None or number is None or not shape or not isinstance(shape[-1], int) or number == 0:
+            continue
+        if near(number if quotient.op_type == "Div" else 1 / number, shape[-1]):
+            return total
+    return None
+
+
 def last_axis_mean(value: ir.Value | None) -> ir.Value | None:
     """What the value is the mean of, over the last axis, which is kept as 1; the mean may be a sum over the size."""
     if (ratio := made_by(value, "Div")) is not None:

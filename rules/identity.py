@@ -48,6 +48,13 @@ def sum_with_zero_map(op: Reading, u: Term, x: Term, A: Term, b: Term) -> tuple[
     return op.add(u, op.linear(x, A, b)), op.bias(u, b, -1)
 
 
+@rule("u:nij x:nij c:", given="zero(c)", cite="R14 (44, 76: a branch that is switched off): finite x", sample=lambda draw: {"c": draw.zeros("")},
+      breaks_at={"u": [[[1.0]]], "x": [[[1.0]]], "c": 2.0})  # fmt: skip
+def sum_with_zero_times(op: Reading, u: Term, x: Term, c: Term) -> tuple[Term, Term]:
+    """u + 0 x == u, for finite x"""
+    return op.add(u, op.scalar(x, c)), u
+
+
 @rule("c:nm", weights=True, when="const(c)", cite="R14 (DoRA takes a bias away and puts it back)")
 def difference_with_itself(op: Reading, c: Term) -> tuple[Term, Term]:
     """c - c == 0"""

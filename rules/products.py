@@ -18,6 +18,11 @@ def _swapped(draw: Any) -> dict[str, Any]:
     return {"m": str(swap_move((h, i, k)).anywhere()), "x": draw.tensor((h, i, j)), "y": draw.tensor((h, j, k))}
 
 
+def _two_swapped(draw: Any) -> dict[str, Any]:
+    values = _swapped(draw)
+    return values | {"y": draw.tensor(values["x"].shape)}
+
+
 @rule("x:hij y:hjk z:hkl", cite="R1 (12, 75; TENSAT)")
 def products_associate(op: Reading, x: Term, y: Term, z: Term) -> tuple[Term, Term]:
     """(x·y)·z == x·(y·z)"""
@@ -60,6 +65,12 @@ def left_factors_add(op: Reading, x: Term, z: Term, y: Term) -> tuple[Term, Term
 def changed_weight_is_a_sum(op: Reading, x: Term, A: Term, d: Term) -> tuple[Term, Term]:
     """x·(A + d) == x·A + x·d, where the change d of a weight is known only at run time"""
     return op.product(x, op.add(A, d)), op.add(op.linear(x, A, op.zero_row(A)), op.product(x, d))
+
+
+@rule("m:move x: y:", when="turns_last_two(m)", equal="bits", cite="R8 (75)", sample=_two_swapped)
+def transpose_of_a_sum(op: Reading, m: Term, x: Term, y: Term) -> tuple[Term, Term]:
+    """(x + y)' == x' + y'"""
+    return op.move(m, op.add(x, y)), op.add(op.move(m, x), op.move(m, y))
 
 
 @rule("m:move x: y:", given="turns_last_two(m)", cite="R8 (75; TENSAT)", sample=_swapped,
