@@ -5,7 +5,7 @@
 ``module``: MiniLM with LoRA, by steps; PyTorch's own export is measured apart. ``files``: ONNX files for our own kernels, a fresh process
 each time: *cold* with an empty database of kernels, *other weights* with one that has seen the network but not its weights, *warm* with one
 that has seen the model; the backend alone, and all of ``rewriter.compile`` (search, verification, the backend). Memory is the largest
-resident size of the process that compiles and of its children together, seen every few milliseconds: pages that they share count twice.
+resident size of the process that compiles and of its children together, seen ten times a second: pages that they share count twice.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _run(how: str, files: Files, model: Path, database: Path) -> dict[str, Any]:
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         while process.poll() is None:
             most = max(most, _together(process.pid))
-            time.sleep(0.01)
+            time.sleep(0.1)
         assert process.stdout is not None
         found: dict[str, Any] = json.loads(process.stdout.read().splitlines()[-1])
     return {**found, "mb": most}

@@ -30,6 +30,9 @@ from rewriter.opset import OPSET
 
 Array = np.ndarray[Any, Any]
 
+NAME = "recurrence/one-operator"
+RESTS = "rewriter.recurrence"
+"""Metadata of the model: names of the weights that went into constants here, one a line. Other weights need another search."""
 ELEMENTWISE = {"Add", "Sub", "Mul", "Neg", "Exp", "Identity", "Cast"}
 INSIDE = ELEMENTWISE | {"MatMul", "Where", "CumSum", "ReduceSum", "Unsqueeze", "Squeeze", "Reshape", "Transpose", "Expand", "Concat", "Scan", "Pad",
                         "Div", "Max", "Min", "Gemm"}  # fmt: skip
@@ -173,6 +176,7 @@ class _Function:
         inside = {v for n in region.nodes for v in n.outputs}
         read = {v for n in region.nodes for v in (*n.inputs, *_captured(n)) if v is not None and v not in inside}
         weights = [(v.name or "", tensor(v)) for v in sorted(read, key=lambda v: v.name or "") if tensor(v) is not None]
+        self.weights = [name for name, _ in weights if name]
         ports = [helper.make_tensor_value_info(v.name or "", onnx.TensorProto.FLOAT, s) for v, s in zip(region.sources, shapes, strict=True)]
         graph = helper.make_graph(
             [ir.serde.serialize_node(n) for n in region.nodes], "region", ports, [onnx.ValueInfoProto(name=region.result.name or "")],
@@ -218,12 +222,21 @@ def _replaced(region: Region, model: ir.Model, editor: Editor) -> bool:
         return False
     if not all(np.isfinite(r).all() for r in results) or not any(r.any() for r in results):
         return False
-    for roles in _roles(numbers, results[0].shape):
-        found = _agrees(roles, points, results)
-        if found is not None:
-            _write(region, roles, found, model, editor)
-            return True
-    return len(region.sources) == 1 and _as_convolution(region, function, numbers[0], results[0].shape, editor)
+    done = any(_in_roles(region, roles, points, results, model, editor) for roles in _roles(numbers, results[0].shape))
+    done = done or (len(region.sources) == 1 and _as_convolution(region, function, numbers[0], results[0].shape, editor))
+    if done:
+        known = model.metadata_props.get(RESTS, "").splitlines()
+        model.metadata_props[RESTS] = "\n".join(sorted({*known, *function.weights}))
+    return done
+
+
+def _in_roles(
+    region: Region, roles: Roles, points: Sequence[Sequence[Array]], results: Sequence[Array], model: ir.Model, editor: Editor
+) -> bool:
+    found = _agrees(roles, points, results)
+    if found is not None:
+        _write(region, roles, found, model, editor)
+    return found is not None
 
 
 def _drawn(rng: np.random.Generator, shape: Sequence[int]) -> Array:

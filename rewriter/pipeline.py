@@ -34,6 +34,8 @@ from passes.fold_weights import fold_weights
 from passes.inline_constants import LITERAL
 from passes.pack_weights import pack_weights
 from passes.recognise_layernorm import recognise_layernorm
+from passes.recognise_recurrence import NAME as RECURRENCE
+from passes.recognise_recurrence import RESTS
 from passes.recognise_rmsnorm import recognise_rmsnorm
 from passes.saturate import Decline, Search, saturate
 from passes.share_weights import share_weights
@@ -269,6 +271,7 @@ def _optimize(
     before = summarise(source.model, hints)
     watch("normalising")
     plain = normalise(source.model.clone(), smallest=prices.memory)
+    fixed = plain.metadata_props.pop(RESTS, "").splitlines()
     shared = share_weights(plain)
     infer(plain)
     watch("searching")
@@ -288,6 +291,9 @@ def _optimize(
         value.type, value.shape = declared.type, declared.shape
     watch.end()
     s = attempt.search
+    if fixed and not attempt.kept:
+        s.rewrites[RECURRENCE] += 1
+        s.value_facts |= {name: (*s.value_facts.get(name, ()), "fixed:changed") for name in fixed}
     s.value_facts = _dated(s.value_facts, plain)
     attempt.notes += mixed_samples(plain)
     if attempt.weights is not None and not attempt.kept:

@@ -46,7 +46,8 @@ def lower(graph: Graph, machine: Machine, fast: int = 4, refused: dict[str, str]
 
     Raises UnsupportedNode; or notes the reason in ``refused``, by the node's first output, and goes on as if that were given.
     """
-    low = Lowering(recognise(graph), machine, fast)
+    # where bytes are not multiplied in fours, floats and fast algorithms make the better convolutions
+    low = Lowering(recognise(graph, convolutions8=machine.vnni), machine, fast)
     wanted_halos(low)
     for group in groups(graph, frozenset(COMPUTING)):
         try:
@@ -85,5 +86,5 @@ def refusals(model: onnx.ModelProto, folder: Path | None = None) -> dict[str, st
     """Why nodes cannot be lowered, by the name of their first output; ``model`` has fixed shapes, and external data in ``folder``.
     Compiles nothing."""
     refused: dict[str, str] = {}
-    lower(read(model, refused, folder), Machine("any", 16, 32, 2, False), refused=refused)
+    lower(read(model, refused, folder), Machine("any", 16, 32, 2, True), refused=refused)
     return refused

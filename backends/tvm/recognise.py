@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,36 @@ from backends.tvm.graph import Graph, Node
 Array = np.ndarray[Any, Any]
 
 
-def recognise(graph: Graph) -> Graph:
+def recognise(graph: Graph, convolutions8: bool = True) -> Graph:
     """``graph`` with `Attention` (query, key, value, mask?) and `RMSNormalization` (x, scale?) nodes.
 
     `Attention` has the attributes ``scale`` (multiplied with the products), ``guarded`` (rows without any key give 0 and not
     NaN), ``repeat`` (so many heads of queries share one of keys) and ``flipped`` (key is [.., depth, keys], and not as value).
-    `MatMul8` and `Conv8` multiply 8-bit numbers less ``zero`` by int8 weights; their sums are int32.
+    `MatMul8` and `Conv8` multiply 8-bit numbers less ``zero`` by int8 weights; their sums are int32. Without ``convolutions8`` there is
+    no `Conv8`. Other weights that are dequantised become floats.
     """
-    for find in (_rms_norm, _attention, _product8, _gather8):
+    for find in (_rms_norm, _attention, partial(_product8, operators=("MatMul", "Conv") if convolutions8 else ("MatMul",)), _gather8):
         _Search(graph).replace(find)
+    _dequantise_constants(graph)
     return graph
+
+
+def _dequantise_constants(graph: Graph) -> None:
+    kept = []
+    for node in graph.nodes:
+        known = [graph.constants.get(name) for name in node.inputs if name]
+        if node.op != "DequantizeLinear" or node.outputs[0] in graph.outputs or any(array is None for array in known):
+            kept.append(node)
+        else:
+            graph.constants[node.outputs[0]] = _dequantised(*known)  # type: ignore[arg-type]
+    graph.nodes = kept
+
+
+def _dequantised(numbers: Array, scale: Array, zero: Array | None = None) -> Array:
+    """What a DequantizeLinear gives; its parameters are spread along its axis already."""
+    centred = numbers.astype(np.float32) - (np.float32(0) if zero is None else zero.astype(np.float32))
+    result: Array = (centred * scale.astype(np.float32)).astype(scale.dtype)
+    return result
 
 
 class _Search:
@@ -254,10 +275,10 @@ def _shared(search: _Search, name: str) -> tuple[str, int]:
     return source.inputs[0], outer[2]
 
 
-def _product8(search: _Search, node: Node) -> Sequence[Node]:
+def _product8(search: _Search, node: Node, operators: Sequence[str]) -> Sequence[Node]:
     """A product or convolution of dequantised numbers and constant weights: of the 8-bit numbers, and scaled afterwards."""
     graph = search.graph
-    if node.op not in ("MatMul", "Conv") or node.get("group", 1) != 1:
+    if node.op not in operators or node.get("group", 1) != 1:
         return ()
     left, right = (search.made(name, "DequantizeLinear") for name in node.inputs)
     if left is None or right is None or graph.dtypes[left.inputs[0]] not in ("uint8", "int8"):
