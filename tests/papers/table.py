@@ -84,7 +84,7 @@ class Record:
         entry, rows = PAPERS[number], [row for found in self.rows.values() for row in found if row.number == number]
         reasons = "; ".join(sorted({reason for test, reason in self.not_yet.items() if f"test_{number:02}_" in test}))
         if not rows:
-            said = f"not yet: {reasons}" if reasons else entry.line
+            said = f"not yet: {reasons}" if reasons else entry.line or "its tests have not run"
             return f"| {number} | {entry.title} | {entry.klass} | {said} | | | | | |"
         first = rows[0]
         laws = ", ".join(sorted({law for r in rows for law in r.laws})) or "folding of constants alone"

@@ -10,7 +10,7 @@ from torch import nn
 
 from papers.fixture import Paper, awake, each, has, normal, right, through
 
-PAPER = Paper(65, "no flip and no concatenation is left; qkv and gates are one product")
+PAPER = Paper(65, "no flip and no concatenation is left; both directions are one operator each")
 WIDTH, HEIGHT, RANK = 8, 4, 3
 TOKENS = HEIGHT * HEIGHT
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from papers.fixture import Paper, awake, each, has, normal, right, through
 
-PAPER = Paper(73, "batch norms fold; ReLU after the pooling; GELU stays where it is; no average pooling is multiplied into a kernel")
+PAPER = Paper(73, "batch norms fold around the pooling; GELU stays where it is; no average pooling is multiplied into a kernel")
 INPUTS, WIDTH, SIZE = 4, 6, 8
 
 
