@@ -67,7 +67,7 @@ def plain_inputs() -> tuple[torch.Tensor]:
     return inputs()[:1]
 
 
-@each(modulated=(Step, "t"), rows=(StepInRows, "time"), missing={"modulated": "two biases after a scale stay apart"})
+@each(modulated=(Step, "t"), rows=(StepInRows, "time"))
 def test_a_fixed_time_leaves_no_time_embedding(module: Any, door: str, record: Any) -> None:
     step, name = module
     outcome = through(door, awake(step()), inputs(), constants={name: TIME})

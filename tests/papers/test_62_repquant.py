@@ -76,7 +76,6 @@ def layer_wise(outcome: Outcome) -> None:
 @each(
     division=Quantised,
     products=QuantisedByProducts,
-    missing={"division": "zero points that are added after the rounding stay channel-wise"},
 )
 def test_the_quantiser_has_one_scale(module: Any, door: str, record: Any) -> None:
     outcome = through(door, calibrated(module()), inputs())
