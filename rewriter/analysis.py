@@ -59,6 +59,24 @@ LENGTHS = """
 (rule ((= t (pick e i)) (last e n)) ((last t n)) :ruleset analysis)
 """
 
+# The length of every axis, for the laws of ``rules.GENERAL``.
+EVERY_LENGTH = """
+(rule ((= t (cat x y a)) (length x a n) (length y a m)) ((length t a (+ n m))) :ruleset analysis)
+(rule ((= t (cat x y a)) (length x b n) (!= a b)) ((length t b n)) :ruleset analysis)
+(rule ((= t (add x y)) (length x a n)) ((length t a n)) :ruleset analysis)
+(rule ((= t (mul x y)) (length x a n)) ((length t a n)) :ruleset analysis)
+(rule ((= t (scalar x c)) (length x a n)) ((length t a n)) :ruleset analysis)
+(rule ((= t (map f x)) (length x a n)) ((length t a n)) :ruleset analysis)
+(rule ((= t (product x y)) (length x -2 n)) ((length t -2 n)) :ruleset analysis)
+(rule ((= t (product x y)) (length y -1 n)) ((length t -1 n)) :ruleset analysis)
+(rule ((= t (conv x k b w)) (channels w a) (= e (- a 1)) (length x e n)) ((length t e n)) :ruleset analysis)
+(rule ((= t (conv x k b w)) (channels w a) (= e (- a 1)) (length k e n)) ((length t a n)) :ruleset analysis)
+(rule ((= t (mean_pool x w)) (channels w a) (= e (- a 1)) (length x e n)) ((length t e n)) :ruleset analysis)
+(rule ((= t (max_pool x w)) (channels w a) (= e (- a 1)) (length x e n)) ((length t e n)) :ruleset analysis)
+(rule ((= t (move m x)) (turns_last_two m) (length x -1 n)) ((length t -2 n)) :ruleset analysis)
+(rule ((= t (move m x)) (turns_last_two m) (length x -2 n)) ((length t -1 n)) :ruleset analysis)
+"""
+
 # A weight is dense if folding a number into it does not unpack what the model stores small (int8 with a scale, a fill value).
 # A multiple of x: scaled, by a vector or a number. Two tensors are siblings if each is an element-wise function of an affine map of
 # one tensor, and they meet again in a sum: worth writing side by side.
@@ -100,10 +118,11 @@ READING = """
 """
 
 
-def rules() -> list[str]:
-    """All analysis rules as egglog commands, in the ruleset ``analysis``."""
+def rules(*, lengths: bool = False) -> list[str]:
+    """All analysis rules as egglog commands, in the ruleset ``analysis``; with ``lengths`` also of axes that are not last."""
     lines = [line for o in OPERATORS.values() for line in _structural(o)]
     lines.append("(rule ((= t (minus_one))) ((const t)) :ruleset analysis)")
+    lines += EVERY_LENGTH.strip().splitlines() if lengths else []
     return [*lines, *VALUES.strip().splitlines(), *LENGTHS.strip().splitlines(), *READING.strip().replace("\n     ", " ").splitlines()]
 
 

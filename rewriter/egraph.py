@@ -51,6 +51,8 @@ class Program:
     limits: Limits = field(default_factory=Limits)
     declines: bool = True
     """Also look for places where a law's left side stands but its condition fails."""
+    lifted: bool = False
+    """Laws apply wherever they are true, not only where they can pay: see ``Rule.compile``."""
 
 
 @dataclass(frozen=True)
@@ -134,10 +136,10 @@ class Saturator:
 
 def preamble(program: Program) -> list[str]:
     """Everything that does not depend on the model: declarations, analyses, rules."""
-    rules = [r.compile("laws") for r in program.rules]
+    rules = [r.compile("laws", lifted=program.lifted) for r in program.rules]
     near = [r.near() for r in program.rules if r.given and r.declines] if program.declines else []
     rulesets = ["(ruleset analysis)", "(ruleset laws)", "(ruleset near)"]
-    return [*declarations(), *rulesets, *analysis.rules(), *rules, *near]
+    return [*declarations(), *rulesets, *analysis.rules(lengths=program.lifted), *rules, *near]
 
 
 class _Session:

@@ -61,8 +61,11 @@ class Rule:
 
     def bind(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Condition]]:
         """All variables, tables having bound the derived ones, and the conditions that fail (of ``when`` those that should have bound)."""
-        bound, failing = dict(values), []
-        for condition in (*self.when, *self.given):
+        conditions = (*self.when, *self.given)
+        numbers = {a: int(a) for _, arguments in conditions for a in arguments if re.fullmatch(r"-?\d+", a)}
+        bound: dict[str, Any] = {**numbers, **values}
+        failing: list[Condition] = []
+        for condition in conditions:
             required = binds(condition) or condition in self.given
             if required and not (_bind(condition, bound) if binds(condition) else condition_holds(condition, bound)):
                 failing.append(condition)
@@ -78,12 +81,17 @@ class Rule:
         """Are all ``given`` conditions true of these arrays?"""
         return not self.bind({n: v for n, v in values.items() if n in self.free})[1]
 
-    def compile(self, ruleset: str) -> str:
-        """The rule as egglog text. Each node it builds is tagged with the rule's name, for provenance."""
+    def compile(self, ruleset: str, *, lifted: bool = False) -> str:
+        """The rule as egglog text. Each node it builds is tagged with the rule's name, for provenance.
+
+        ``lifted``: wherever it is true, not only where it can pay; of ``when`` what binds variables is left.
+        """
         lhs, rhs = self.patterns()
         built: list[str] = []
         root = _action(rhs, built, f"{self.theory}/{self.name}")
-        body = " ".join([f"(= l_ {text(lhs)})", *self._site, *(_fact(c) for c in (*self.when, *self.given))])
+        when = [c for c in self.when if binds(c)] if lifted else self.when
+        site = [] if lifted else self._site
+        body = " ".join([f"(= l_ {text(lhs)})", *site, *(_fact(c) for c in (*when, *self.given))])
         # x + 0 == x puts x below itself: without subsuming x + 0, laws about sums would go round that loop for ever.
         subsume = [] if isinstance(rhs, tuple) else [f"(subsume {text(lhs)})", f'(erased l_ "{self.theory}/{self.name}")']
         actions = " ".join([*built, f"(union l_ {root})", *subsume])

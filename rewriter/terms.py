@@ -152,6 +152,12 @@ MONOTONE = {"Relu", "Sigmoid", "Tanh", "Exp", "LeakyRelu", "Ceil", "Floor", "Rou
 HOMOGENEOUS = {"Relu", "LeakyRelu", "Abs", "Neg"}
 """f(c x) = c f(x) for every c > 0."""
 
+IDEMPOTENT = {"Relu", "Abs", "Ceil", "Floor", "Round", "Sign"}
+
+
+def _identity_matrix(x: np.ndarray) -> bool:
+    return x.ndim == 2 and x.shape[0] == x.shape[1] and bool(np.all(x == np.eye(len(x), dtype=np.int64)))
+
 
 def _default(f: str, names: Set[str]) -> bool:
     """Is the function one of these, without attributes that could change what it is? A model's maps are ``Relu{}1``, a test's ``Relu``."""
@@ -193,10 +199,15 @@ FACTS: dict[str, Fact] = {
         Fact("rounds", "s", lambda f: _default(f, {"Round"})),
         Fact("monotone", "s", monotone),
         Fact("homogeneous", "s", homogeneous),
+        # f(f(x)) = f(x)
+        Fact("idempotent", "s", lambda f: _default(f, IDEMPOTENT)),
+        Fact("identity", "t", _identity_matrix),
         # A norm that takes the mean away.
         Fact("centres", "s", lambda k: bool(k == "layer")),
         # The length of the last axis; of a two-dimensional weight also that of the first.
         Fact("last", "ti", None, 1, lambda x: (x.shape[-1],) if x.ndim else None),
+        # The length of an axis; said by nobody but laws of ``rules.GENERAL`` and who uses them.
+        Fact("length", "tii", None, 2, lambda x, a: (x.shape[a],) if -x.ndim <= a < 0 else None),
         # The move that exchanges the last two axes of a tensor that a constant matrix multiplies from the left.
         Fact("swaps", "ts", None, 1, swap_of),
         # A convolution's window covers its whole image, which the first move makes one axis; the second restores the spatial axes.
@@ -252,6 +263,43 @@ def _identity(a: str) -> tuple[str] | None:
     return None if d is None else (str(d),)
 
 
+def _splits_outputs(z: str) -> list[tuple[int, str, str]]:
+    """(n, v, w): the window of the first n outputs, and of the others."""
+    w = Window.parse(z)
+    cuts = range(1, w.outputs) if w.group == 1 else ()
+    return [(n, str(replace(w, outputs=n)), str(replace(w, outputs=w.outputs - n))) for n in cuts]
+
+
+def _splits_inputs(z: str) -> list[tuple[int, str, str]]:
+    w = Window.parse(z)
+    cuts = range(1, w.inputs) if w.group == 1 else ()
+    return [(n, str(replace(w, inputs=n)), str(replace(w, inputs=w.inputs - n))) for n in cuts]
+
+
+def _core(z: str) -> tuple[str] | None:
+    """The window of one tap, unpadded, that is in ``z``."""
+    w = Window.parse(z)
+    n = w.rank
+    return (str(replace(w, kernel=(1,) * n, pads=(0,) * (2 * n), dilations=(1,) * n)),)
+
+
+def _ungrouped(a: str) -> tuple[str, str]:
+    """The window whose kernel is the same one in one group, and how to write the kernel so."""
+    w = Window.parse(a)
+    zeros = (0,) * w.rank
+    return str(replace(w, group=1)), str(Widening(zeros, zeros, w.group, 1))
+
+
+def _spreads(a: str) -> tuple[str, str, str] | None:
+    """Of a pool that keeps an image's size: the window and the widening that write the kernel of the identity, and that of its mean."""
+    w, d = Window.parse(a), depthwise_identity(Window.parse(a))
+    around = tuple(k // 2 for k in w.kernel)
+    if d is None or w.group != w.inputs or any(k % 2 == 0 for k in w.kernel) or w.pads != around + around or any(n != 1 for n in w.dilations):
+        return None
+    zeros = (0,) * w.rank
+    return str(d), str(Widening(around, around, w.group, 1)), str(Widening(zeros, zeros, w.group, 1))
+
+
 def _channels(a: str) -> tuple[int]:
     return (Window.parse(a).channel_axis,)
 
@@ -297,6 +345,8 @@ class Table:
     """Which of the outputs are themselves arguments of tables, of the kind of the first input."""
     outputs: str = ""
     """A letter for each output: s or i."""
+    general: bool = False
+    """Only for the laws of ``rules.GENERAL``: a model's program does without."""
 
     def rows(self, *inputs: str) -> list[tuple[Any, ...]]:
         found = self.of(*inputs)
@@ -322,6 +372,11 @@ TABLES: dict[str, Table] = {
         Table("takes_axis", "m", lambda m: [(i, o) for i, o, p, q in Move.parse(m).axes() if p == q == 1], outputs="ii"),
         Table("spreads_axis", "m", lambda m: [a for a in Move.parse(m).axes() if a[2] * a[3] > 1], outputs="iiii"),
         Table("makes_channels", "mw", _pointwise),
+        Table("splits_outputs", "w", _splits_outputs, outputs="iss", general=True),
+        Table("splits_inputs", "w", _splits_inputs, outputs="iss", general=True),
+        Table("core", "w", _core, outputs="s", general=True),
+        Table("ungrouped", "w", _ungrouped, outputs="ss", general=True),
+        Table("spreads", "w", _spreads, outputs="sss", general=True),
     )
 }
 
@@ -676,7 +731,7 @@ def declarations() -> list[str]:
     return lines
 
 
-def table_facts(windows: Iterable[str], moves: Iterable[str] = (), *, limit: int = 96) -> list[tuple[Any, ...]]:
+def table_facts(windows: Iterable[str], moves: Iterable[str] = (), *, limit: int = 96, general: bool = False) -> list[tuple[Any, ...]]:
     """Every row ``(table, *inputs, *outputs)`` over the windows and moves, and over those that these rows create.
 
     Closed under creation up to ``limit`` of a kind: past that, later ones meet no further laws.
@@ -687,7 +742,7 @@ def table_facts(windows: Iterable[str], moves: Iterable[str] = (), *, limit: int
     changed = True
     while changed:
         changed = False
-        for table in TABLES.values():
+        for table in (t for t in TABLES.values() if general or not t.general):
             for inputs in itertools.product(*(known[kind] for kind in table.inputs)):
                 if (table.name, *inputs) in done:
                     continue
