@@ -112,6 +112,8 @@ class _Encoder:
         self.sources: dict[int, frozenset[str]] = {}
         self.windows: set[str] = set()
         self.moves: set[str] = set()
+        self.pieces = False
+        """Does the model slice or concatenate?"""
         self.minus_one: int | None = None
 
     # Terms
@@ -139,6 +141,7 @@ class _Encoder:
 
     def also(self, i: int, head: str, *arguments: Any) -> None:
         """Term ``i`` is equal to this form of it. Arguments may be forms themselves, as text in parentheses."""
+        self.pieces |= head in ("slice", "cat")
         self.out.lines.append(f"(union (node {i}) {self._text(head, arguments)})")
 
     @staticmethod
@@ -665,6 +668,9 @@ class _Encoder:
 
     def finish(self) -> None:
         self.out.lines.append('(centres "layer")')
+        if not self.pieces:
+            # Lengths matter where tensors are taken apart or put together: a seventh of the text otherwise for nothing.
+            self.out.lines = [line for line in self.out.lines if not line.startswith("(last ")]
         for function in self.out.maps:
             facts = [name for name in ("monotone", "homogeneous", "rounds") if FACTS[name].holds(function)]  # type: ignore[misc]
             self.out.lines += [f"({fact} {_quote(function)})" for fact in facts]

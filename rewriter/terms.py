@@ -731,7 +731,7 @@ def declarations() -> list[str]:
     return lines
 
 
-def table_facts(windows: Iterable[str], moves: Iterable[str] = (), *, limit: int = 96, general: bool = False) -> list[tuple[Any, ...]]:
+def table_facts(windows: Iterable[str], moves: Iterable[str] = (), *, limit: int = 64, general: bool = False) -> list[tuple[Any, ...]]:
     """Every row ``(table, *inputs, *outputs)`` over the windows and moves, and over those that these rows create.
 
     Closed under creation up to ``limit`` of a kind: past that, later ones meet no further laws.
