@@ -13,7 +13,7 @@ demo: .venv/ready .zoo/ready  ## a trained network with LoRA, before and after, 
 	@$(RUN) -m benchmarks.demo
 
 test: .venv/ready .zoo/ready  ## the tests that every change must pass
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 $(ARGS)
 
 check: .venv/ready  ## style and types
 	$(BIN)/ruff check .

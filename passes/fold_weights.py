@@ -104,7 +104,7 @@ def _plan(model: ir.Model, smallest: bool) -> tuple[list[ir.Node], list[ir.Value
     inside = set(nodes)
     frontier = [v for n in nodes for v in n.outputs if v.is_graph_output() or any(u.node not in inside for u in v.uses())]
     frontier = [v for v in frontier if isinstance(v.type, ir.TensorType) and not _is_copy(v)]
-    return nodes, _smallest(model, frontier, inside) if smallest else [v for v in frontier if not _packed(v, inside)]
+    return nodes, _smallest(model, frontier, inside) if smallest else [v for v in frontier if not _packed(v, inside) and not _for_codes(v, inside)]
 
 
 def _smallest(model: ir.Model, frontier: list[ir.Value], inside: set[ir.Node]) -> list[ir.Value]:
@@ -136,6 +136,20 @@ def _bytes(value: ir.Value) -> int | None:
     if value.shape is None or not value.shape.is_static() or value.dtype is None:
         return None
     return int(np.prod(value.shape.numpy()) * value.dtype.itemsize)
+
+
+def _for_codes(value: ir.Value, inside: set[ir.Node]) -> bool:
+    """Are these the numbers of stored codes, for operators whose input is codes too? Runtimes compute those on the codes."""
+    maker = value.producer()
+    if maker is None or maker.op_type != "DequantizeLinear" or any(v is not None and v.producer() is not None for v in maker.inputs):
+        return False
+
+    def on_codes(node: ir.Node) -> bool:
+        source = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+        on_weights = node.op_type in ("Conv", "ConvTranspose", "MatMul", "Gemm")
+        return on_weights and source is not None and source.op_type == "DequantizeLinear" and source not in inside
+
+    return bool(value.uses()) and all(on_codes(u.node) for u in value.uses())
 
 
 def _is_copy(value: ir.Value) -> bool:

@@ -88,3 +88,12 @@ def test_new_scales_that_part_are_refused() -> None:
     compiled = rewriter.compile(parse(body), backend="onnxruntime")
     with pytest.raises(rewriter.RewriterError):
         compiled.update({"s": np.float32(0.07), "t": np.float32(0.08), "z": np.uint8(131)})
+
+
+def test_weights_of_an_integer_kernel_stay_codes() -> None:
+    """However small they are: runtimes compute a product of dequantised codes on the codes."""
+    body = """main (uint8[2,3] x) => (float[2,2] y) <float s = {0.07}, uint8 z = {131}, int8[3,2] w = {1, -2, 3, 4, -5, 6}, float t = {0.1}, int8 o = {0}>
+        { d = DequantizeLinear(x, s, z) v = DequantizeLinear(w, t, o) y = MatMul(d, v) }"""
+    proto, result = optimised(body)
+    assert result.report.after.ops["DequantizeLinear"] == 2
+    codes_agree(proto, result)
