@@ -233,7 +233,7 @@ def _replaced(region: Region, model: ir.Model, editor: Editor) -> bool:
 def _in_roles(
     region: Region, roles: Roles, points: Sequence[Sequence[Array]], results: Sequence[Array], model: ir.Model, editor: Editor
 ) -> bool:
-    found = _agrees(roles, points, results)
+    found = _agrees(roles, points, results) if _writable(region, roles) else None
     if found is not None:
         _write(region, roles, found, model, editor)
     return found is not None
@@ -282,12 +282,25 @@ def _roles(shapes: Sequence[Sequence[int]], result: Sequence[int]) -> Iterator[R
 
 def linear_recurrence(q: Array, k: Array, v: Array, g: Array) -> Array:
     """o_t = q_t S_t, S_t = diag(exp g_t) S_(t-1) + k_t' v_t: q, k, g ``[..., t, i]``, v ``[..., t, j]`` -> ``[..., t, j]``."""
+    return _decaying(q, k, v, np.exp(g))
+
+
+def _decaying(q: Array, k: Array, v: Array, decay: Array) -> Array:
     state = np.zeros((*k.shape[:-2], k.shape[-1], v.shape[-1]))
     out = np.zeros(v.shape)
     for t in range(k.shape[-2]):
-        state = np.exp(g[..., t, :, None]) * state + k[..., t, :, None] * v[..., t, None, :]
+        state = decay[..., t, :, None] * state + k[..., t, :, None] * v[..., t, None, :]
         out[..., t, :] = (q[..., t, None, :] @ state)[..., 0, :]
     return out
+
+
+def _writable(region: Region, roles: Roles) -> bool:
+    """Can the reshapes around the operator say every length? One may be left open; of more than three axes, one in front."""
+    shapes = [dims(v) or () for v in region.sources]
+    ends = [s[a] for s in shapes for a in (roles.time, -1)]
+    rank = len(shapes[0])
+    told = all(sum(not isinstance(d, int) for d in s) <= 1 for s in shapes)
+    return rank == 3 or (told and (rank == 2 or all(isinstance(d, int) for d in ends)))
 
 
 @dataclass(frozen=True)
@@ -324,14 +337,7 @@ def _turned(x: Array, roles: Roles) -> Array:
 def _gated(roles: Roles, q: Array, k: Array, v: Array, g: Array | None, c: _Constants) -> Array:
     constant = np.zeros(k.shape[-1]) if c.decay is None else c.decay
     gate = np.broadcast_to(constant if g is None else g, k.shape)
-    if g is None or roles.logarithmic:
-        return linear_recurrence(q, k, v, gate)
-    state = np.zeros((*k.shape[:-2], k.shape[-1], v.shape[-1]))
-    out = np.zeros(v.shape)
-    for t in range(k.shape[-2]):
-        state = gate[..., t, :, None] * state + k[..., t, :, None] * v[..., t, None, :]
-        out[..., t, :] = (q[..., t, None, :] @ state)[..., 0, :]
-    return out
+    return linear_recurrence(q, k, v, gate) if g is None or roles.logarithmic else _decaying(q, k, v, gate)
 
 
 def _constants(roles: Roles, q: Array, k: Array, v: Array, g: Array | None, want: Array) -> _Constants | None:
@@ -372,8 +378,6 @@ def _write(region: Region, roles: Roles, constants: _Constants, model: ir.Model,
         if rank == 3:
             return value
         target = np.array([-1, _fixed(shape[roles.time]), _fixed(shape[-1])] if rank > 3 else [1, _fixed(shape[0]), _fixed(shape[1])], np.int64)
-        if rank > 3 and target[1] < 0:
-            target[1] = 0 if rank == 3 else target[1]
         return editor.emit(last, "Reshape", [value, editor.constant(target, "shape")], dtype=value.dtype)
 
     q, k, v = (shaped(region.sources[i]) for i in (roles.q, roles.k, roles.v))
