@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -60,10 +61,15 @@ Runner = Callable[[Sequence[Feed]], list[list[Any]]]
 
 @dataclass
 class Oracle:
-    """The original's behaviour: cases, and its float64 reading for doubtful ones."""
+    """The original's behaviour: cases, run when they are first asked for, and its float64 reading for doubtful ones."""
 
-    cases: list[Case] = field(default_factory=list)
+    made: list[Case] | Callable[[], list[Case]] = field(default_factory=list)
     reference: Callable[[Feed], list[Any]] | None = None
+
+    @cached_property
+    def cases(self) -> list[Case]:
+        """Inputs, and what the original gave for them."""
+        return self.made if isinstance(self.made, list) else self.made()
 
     def judge(self, run: Runner, reference: Callable[[Feed], list[Any]] | None) -> Verification:
         """Compare a model's outputs with the original's. ``run`` may raise ``RewriterError``."""
