@@ -42,7 +42,7 @@ def measure(blocks: int) -> Row:
         started = time.perf_counter()
         encoding = encode(plain.graph)
         encoded = time.perf_counter()
-        frozen = saturator.saturate(Program(encoding.lines, ALL, Limits()))
+        frozen = saturator.saturate(Program(encoding.lines, ALL, Limits(), encoding.rows))
         saturated = time.perf_counter()
         _, extraction = select(frozen, encoding, encoding.roots(plain.graph), Prices.for_objective("latency"), {})
         ended = time.perf_counter()
