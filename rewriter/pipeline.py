@@ -21,6 +21,7 @@ import backends
 from backends.isolated import Isolated
 from backends.program import Program
 from passes import normalise
+from passes.approximate import ALL as APPROXIMATIONS
 from passes.collapse_stream import NAME as COLLAPSE
 from passes.collapse_stream import collapse_stream
 from passes.compose import compose
@@ -39,6 +40,10 @@ from passes.recognise_recurrence import RESTS
 from passes.recognise_rmsnorm import recognise_rmsnorm
 from passes.saturate import Decline, Search, saturate
 from passes.share_weights import share_weights
+from rewriter.approximate import Approximated, approximate
+from rewriter.budget import Budget
+from rewriter.budget import parse as parse_budget
+from rewriter.calibration import read_calibration
 from rewriter.compiled import Compiled
 from rewriter.cost import Prices, Rates
 from rewriter.edit import dims, graphs, tensor
@@ -77,6 +82,8 @@ class Optimized:
     example: list[np.ndarray] | None = None
     oracle: Oracle = field(default_factory=Oracle)
     """The original's outputs, on the example and on made-up inputs."""
+    differs: Callable[[Callable[[Feed], list[Any]]], str] | None = None
+    """Of an approximate result: why what an engine computes loses more than the budget allows, or nothing."""
 
     @property
     def model(self) -> onnx.ModelProto:
@@ -126,7 +133,8 @@ def optimize(
     ``Limits``. ``input_shapes``: freezes symbolic dimensions. Raises ``RewriterError`` for a model or an option that is wrong; never
     because a search failed: then the model comes back as it was, and the report says so.
     """
-    _check_options(objective, budget, calibration, metric)
+    _check_objective(objective)
+    allowed = _allowed(budget, calibration, metric)
     chosen = _rules(rules, disable)
     bounds = _limits(limits)
     watch = _Watch(step)
@@ -136,7 +144,8 @@ def optimize(
         bench = _Bench(stack.enter_context(Isolated()), stack.enter_context(tempfile.TemporaryDirectory(prefix="rewriter-")))
         watch("reading")
         source = _read(model, example_inputs, constants, input_shapes)
-        return _optimize(source, chosen, bounds, Prices.for_objective(objective), saturator, bench, watch)
+        search = _Searcher(chosen, bounds, Prices.for_objective(objective), saturator, bench, watch)
+        return _optimised(source, search, allowed)
 
 
 def compile(
@@ -166,7 +175,8 @@ def compile(
     build. ``threads``: of whichever backend runs; all physical cores if None. ``target``: "cpu", or "cuda" ("cuda:sm_86" for GPUs of that
     kind): TVM compiles for a GPU, which need not be here, and nothing is measured. Raises ``RewriterError``.
     """
-    _check_options(objective, budget, calibration, metric)
+    _check_objective(objective)
+    allowed = _allowed(budget, calibration, metric)
     _check_tune(tune)
     engines = race_engines(_on(target, backend), tune)
     chosen, bounds, watch = _rules(rules, disable), _limits(limits), _Watch(step)
@@ -180,11 +190,11 @@ def compile(
         watch("reading")
         source = _read(model, example_inputs, constants, input_shapes)
         prices = Prices.for_objective(objective, _rates(engines, threads) if target == "cpu" else None)
-        result = _optimize(source, chosen, bounds, prices, saturator, bench, watch)
+        result = _optimised(source, _Searcher(chosen, bounds, prices, saturator, bench, watch, threads, _timed_on(engines)), allowed)
         watch("measuring")
         if race.measures:
             write_onnx(result.ir_model, bench.after)
-        outcome = race.run(result.example, result.oracle.differs)
+        outcome = race.run(result.example, result.differs or result.oracle.differs)
         _settle(outcome, source, result)
         watch("building")
         program = _built(outcome, result, folder, target, threads, tune, watch)
@@ -193,6 +203,11 @@ def compile(
         result.ir_model, program, result.report, inputs=result.inputs, outputs=result.outputs, weights=result.weights,
         facts=result.facts, shared=result.shared, threads=threads,
     )  # fmt: skip
+
+
+def _timed_on(engines: Sequence[str]) -> str:
+    """Our kernels where they compete; else the first engine."""
+    return "tvm" if "tvm" in engines else engines[0]
 
 
 def _rates(engines: Sequence[str], threads: int | None) -> Rates | None:
@@ -263,6 +278,85 @@ class _Attempt:
 
 def _kept(source: _Source, stop: str, notes: list[str]) -> _Attempt:
     return _Attempt(source.model.clone(), Search(stop=stop), None, notes, kept=True)
+
+
+@dataclass(frozen=True)
+class _Allowed:
+    """What the user allows to be lost, and what it is measured with."""
+
+    budget: Budget
+    calibration: Any
+    metric: Callable[[Any, Any], float] | None
+
+
+@dataclass(frozen=True)
+class _Searcher:
+    """The exact search, as the options want it."""
+
+    laws: _Laws
+    limits: Limits
+    prices: Prices
+    saturator: Saturator
+    bench: _Bench
+    watch: _Watch
+    threads: int | None = None
+    engine: str = "onnxruntime"
+    """What approximations are timed on."""
+
+    def optimise(self, source: _Source, bench: _Bench | None = None) -> Optimized:
+        return _optimize(source, self.laws, self.limits, self.prices, self.saturator, bench or self.bench, self.watch)
+
+
+def _optimised(source: _Source, search: _Searcher, allowed: _Allowed | None) -> Optimized:
+    """The exact result; within a budget, the approximate one if there is a better one."""
+    if allowed is None:
+        return search.optimise(source)
+    search.watch("reading calibration inputs")
+    data = read_calibration(allowed.calibration, source.model.graph, search.watch.detail)
+    exact = search.optimise(source)
+    search.watch("approximating")
+    again = _Again(source, search, exact)
+    found = approximate(
+        exact.ir_model, APPROXIMATIONS, data, allowed.metric, allowed.budget, again, memory=search.prices.memory,
+        example=exact.example, engine=search.engine, threads=search.threads, progress=search.watch.detail,
+    )  # fmt: skip
+    search.watch.end()
+    return _with_approximations(exact, again.last, found, source)
+
+
+class _Again:
+    """The exact search on a graph with approximations in it: their scales fold, channels of zeros go."""
+
+    def __init__(self, source: _Source, search: _Searcher, exact: Optimized) -> None:
+        self._source, self._search = source, search
+        self._example = source.example if source.example is not None else exact.example
+        self.last: Optimized | None = None
+
+    def __call__(self, model: ir.Model) -> ir.Model:
+        source = _Source(model, self._source.inputs, self._source.outputs, self._example)
+        with tempfile.TemporaryDirectory(prefix="rewriter-") as folder:
+            self.last = self._search.optimise(source, self._search.bench.elsewhere(folder))
+        self._search.watch("approximating")
+        return self.last.ir_model
+
+
+def _with_approximations(exact: Optimized, last: Optimized | None, found: Approximated, source: _Source) -> Optimized:
+    """The report tells both searches and what was approximated. New weights need another compile: they were chosen for these."""
+    report = exact.report
+    report.budget = found.section
+    report.notes += found.notes
+    report.declined += found.declined
+    if found.model is None or last is None:
+        return exact
+    report.after = last.report.after
+    report.rewrites += last.report.rewrites + found.rewrites
+    report.verification = last.report.verification
+    for value, declared in zip(found.model.graph.outputs, source.model.graph.outputs, strict=True):
+        value.type, value.shape = declared.type, declared.shape
+    facts: dict[str, tuple[str, ...]] = {
+        name: (f"fixed:{digest(v.const_value.numpy())}",) for name, v in source.model.graph.initializers.items() if v.const_value is not None
+    }
+    return replace(exact, ir_model=found.model, weights=None, facts=facts, shared={}, oracle=last.oracle, differs=found.differs)
 
 
 def _optimize(
@@ -469,6 +563,10 @@ class _Bench:
         self.before_is_there: Callable[[], None] = lambda: None
         """Called when the file ``before`` is written."""
         self.before, self.after = (os.path.join(folder, name) for name in ("before.onnx", "after.onnx"))
+
+    def elsewhere(self, folder: str) -> _Bench:
+        """The same process, other files."""
+        return _Bench(self._isolated, folder)
 
     def run(self, path: str, feed: Sequence[Feed]) -> list[list[Any]]:
         return self._isolated.run(path, feed, optimised=False)
@@ -701,13 +799,21 @@ def _limits(limits: Limits | Mapping[str, Any] | None) -> Limits:
     return Limits(**limits)
 
 
-def _check_options(objective: str, budget: Any, calibration: Any, metric: Any) -> None:
+def _check_objective(objective: str) -> None:
     if objective not in ("latency", "memory"):
         raise InvalidInput(f"no objective {objective!r}; there are 'latency' and 'memory'")
-    if budget or metric is not None:
-        raise BudgetError("approximate rewrites (budget=, metric=) are not in this version: leave them out for the exact result")
-    if calibration is not None:
-        raise BudgetError("calibration= is used with budget=, and approximate rewrites are not in this version: leave it out")
+
+
+def _allowed(budget: Any, calibration: Any, metric: Any) -> _Allowed | None:
+    """None where nothing may be lost. Raises ``BudgetError``."""
+    if metric is not None and not callable(metric):
+        raise BudgetError(f"metric is a {type(metric).__name__}: give a function of (outputs, targets or reference outputs) that returns a number")
+    bounds = parse_budget(budget)
+    if bounds is None:
+        return None
+    if calibration is None:
+        raise BudgetError("budget= needs calibration=: give some dozens of inputs like those the model will meet, to measure errors on")
+    return _Allowed(bounds, calibration, metric)
 
 
 def _on(target: str, backend: str) -> str:
