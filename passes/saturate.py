@@ -80,7 +80,7 @@ def saturate(
     ``hints``: sizes of symbolic dimensions, for the cost. Consumes ``graph``. Raises ``SearchFailed``, and then leaves it as it was.
     """
     encoding = encode(graph)
-    frozen = saturator.saturate(Program(encoding.lines, rules, limits or Limits()))
+    frozen = saturator.saturate(Program(encoding.lines, rules, limits or Limits(), encoding.rows))
     prices = objective if isinstance(objective, Prices) else Prices.for_objective(objective)
     selected, extraction = select(frozen, encoding, encoding.roots(graph), prices, hints or {})
     search = Search(

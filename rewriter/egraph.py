@@ -7,6 +7,7 @@ so that its imports cost nothing. Terms are text; see ``rewriter.encode`` for ho
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -14,15 +15,20 @@ import resource
 import select
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache, cached_property
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from rewriter import analysis
 from rewriter.errors import RewriterError
 from rewriter.rule import Rule
-from rewriter.terms import FACTS, MINUS_ONE, OPERATORS, declarations
+from rewriter.store import Answers
+from rewriter.terms import FACTS, MINUS_ONE, OPERATORS, TABLES, declarations
 
 CHUNK = 20
 """Lines per parse: one big text is quadratic in egglog (60 s and 13 GB for 5,000 nodes), chunks are linear."""
@@ -44,11 +50,17 @@ class Limits:
 
 @dataclass(frozen=True)
 class Program:
-    """``lines``: egglog commands, each on its own; node i of the model is ``(node i)``."""
+    """``lines``: egglog commands, each on its own; node i of the model is ``(node i)``.
+
+    ``rows``: the same for what there is much of, by operator or fact: tuples of numbers and names, where a number stands for the node;
+    of an operator the first is the node that it makes. An ``op`` of n arguments is ``op/n``. egglog reads rows some hundred times as
+    fast as lines.
+    """
 
     lines: Sequence[str]
     rules: Sequence[Rule]
     limits: Limits = field(default_factory=Limits)
+    rows: Mapping[str, Sequence[tuple[int | str, ...]]] = field(default_factory=dict)
     declines: bool = True
     """Also look for places where a law's left side stands but its condition fails."""
     lifted: bool = False
@@ -75,10 +87,15 @@ class Frozen:
 
 
 class Saturator:
-    """The child process. ``start`` early, ``saturate`` when the program is ready; usable again and again."""
+    """The child process. ``start`` early, ``saturate`` when the program is ready; usable again and again.
 
-    def __init__(self) -> None:
+    A program that was saturated before, by whichever process, is answered by what came of it then: weights are no part of a program,
+    but for the facts about them.
+    """
+
+    def __init__(self, answers: Answers | None = None) -> None:
         self._child: subprocess.Popen[str] | None = None
+        self._answers = answers or Answers()
 
     def start(self) -> None:
         if self._child is None or self._child.poll() is not None:
@@ -90,25 +107,37 @@ class Saturator:
 
     def saturate(self, program: Program) -> Frozen:
         """The program's e-graph at its fixpoint or limit. Raises ``SearchFailed``; the child is fresh again afterwards."""
-        self.start()
-        assert self._child is not None and self._child.stdin is not None
-        request = {"preamble": preamble(program), "lines": list(program.lines), "limits": asdict(program.limits)}
-        try:
-            self._child.stdin.write(json.dumps(request) + "\n")
-            self._child.stdin.flush()
-            answer = json.loads(self._read_line(program.limits.seconds))
-        except (BrokenPipeError, ValueError, TimeoutError) as failure:
-            self.stop()
-            limits = program.limits
-            raise SearchFailed(
-                f"the search stopped ({failure or 'the process died'}): over {limits.seconds:g} s or {limits.memory_mb} MB; raise limits="
-            ) from None
+        asked = {"preamble": preamble(program), "lines": list(program.lines), "rows": dict(program.rows), "limits": asdict(program.limits)}
+        request = json.dumps(asked, default=int)
+        question = _versions() + request
+        known = self._answers.find(question)
+        text = known if known is not None else self._asked(request, program.limits)
+        answer = json.loads(text)
         if "error" in answer:
             raise SearchFailed(f"egglog refused the program: {answer['error']}")
+        if known is None and answer["stop"] != "seconds":  # another time there may be more of them
+            self._answers.keep(question, text)
         nodes = [(o, c, tuple(a), t) for o, c, a, t in answer["nodes"]]
         rows = {kind: {k: [tuple(r) for r in v] for k, v in answer[kind].items()} for kind in ("facts", "near")}
         model = dict(enumerate(answer["model"]))
         return Frozen(nodes, model, rows["facts"], rows["near"], answer["matches"], answer["rounds"], answer["seconds"], answer["stop"])
+
+    def _asked(self, request: str, limits: Limits) -> str:
+        """The child's answer, a JSON object."""
+        self.start()
+        assert self._child is not None and self._child.stdin is not None
+        try:
+            self._child.stdin.write(request + "\n")
+            self._child.stdin.flush()
+            text = self._read_line(limits.seconds)
+            if not text.endswith("\n"):
+                raise ValueError("its answer was cut off")
+            return text
+        except (BrokenPipeError, ValueError, TimeoutError) as failure:
+            self.stop()
+            raise SearchFailed(
+                f"the search stopped ({failure or 'the process died'}): over {limits.seconds:g} s or {limits.memory_mb} MB; raise limits="
+            ) from None
 
     def _read_line(self, seconds: float) -> str:
         assert self._child is not None and self._child.stdout is not None
@@ -138,8 +167,43 @@ def preamble(program: Program) -> list[str]:
     """Everything that does not depend on the model: declarations, analyses, rules."""
     rules = [r.compile("laws", lifted=program.lifted) for r in program.rules]
     near = [r.near() for r in program.rules if r.given and r.declines] if program.declines else []
-    rulesets = ["(ruleset analysis)", "(ruleset laws)", "(ruleset near)"]
-    return [*declarations(), *rulesets, *analysis.rules(lengths=program.lifted), *rules, *near]
+    rulesets = ["(ruleset load)", "(ruleset analysis)", "(ruleset laws)", "(ruleset near)"]
+    loaders = [_loader(head) for head in program.rows]
+    return [*declarations(), *rulesets, *loaders, *analysis.rules(lengths=program.lifted), *rules, *near]
+
+
+def _loader(head: str) -> str:
+    """What turns the rows of one operator or fact into terms and facts. A row is read once."""
+    name, _, count = head.partition("/")
+    if name in OPERATORS or name in ("leaf", "op", MINUS_ONE):
+        kinds = {"op": "s" + "t" * int(count or 0), "leaf": "i", MINUS_ONE: ""}.get(name) or (OPERATORS[name].kinds if name in OPERATORS else "")
+    elif name in FACTS:
+        kinds = FACTS[name].kinds
+    else:
+        kinds = "s" * len(TABLES[name].inputs) + TABLES[name].outputs
+    names = [f"a{k}" for k in range(len(kinds))]
+    terms = [f"(node {n})" if kind == "t" else n for n, kind in zip(names, kinds, strict=True)]
+    sorts = ["String" if kind == "s" else "i64" for kind in kinds]
+    row, built = f"({_rows_of(head)} {' '.join(names)})", f"({' '.join([name, *terms])})"
+    if name in FACTS or name in TABLES:
+        return f"(relation {_rows_of(head)} ({' '.join(sorts)}))\n(rule ({row}) ({built} (delete {row})) :ruleset load)"
+    row = f"({_rows_of(head)} {' '.join(['i', *names])})"
+    if name == "op":
+        built = f"(op a0 {'(vec-of ' + ' '.join(terms[1:]) + ')' if terms[1:] else '(vec-empty)'})"
+    # Sums commute there and back, which would claim the model's own sum as the rule's work.
+    own = f'(set (tag_add {" ".join(terms)}) "")' if name == "add" else ""
+    relation = f"(relation {_rows_of(head)} ({' '.join(['i64', *sorts])}))"
+    return f"{relation}\n(rule ({row}) ((union (node i) {built}) {own} (delete {row})) :ruleset load)"
+
+
+def _rows_of(head: str) -> str:
+    return "rows_" + head.replace("/", "_")
+
+
+@cache
+def _versions() -> str:
+    """What decides what comes of a program, beside the program."""
+    return f"egglog {version('egglog')} {hashlib.sha256(Path(__file__).read_bytes()).hexdigest()}\n"
 
 
 class _Session:
@@ -156,6 +220,16 @@ class _Session:
     def load(self, lines: Sequence[str]) -> None:
         for i in range(0, len(lines), CHUNK):
             self.run("\n".join(lines[i : i + CHUNK]))
+
+    def read(self, rows: dict[str, list[list[int | str]]]) -> None:
+        """Rows reach egglog in files: parsing them as text takes longer than the search."""
+        with tempfile.TemporaryDirectory(prefix="rewriter-") as folder:
+            for head, own in rows.items():
+                path = os.path.join(folder, _rows_of(head))
+                with open(path, "w", encoding="utf-8", newline="\n") as file:
+                    file.writelines("\t".join(map(str, row)) + "\n" for row in own)
+                self.run(f"(input {_rows_of(head)} {json.dumps(path)})")
+        self.run("(run-schedule (run load))")
 
     def size(self) -> int:
         """How many e-nodes."""
@@ -189,42 +263,50 @@ class _Session:
         for name in ["leaf", "op", MINUS_ONE, *OPERATORS]:
             if name in functions:
                 nodes += self._nodes(name, functions[name], functions.get(f"tag_{name}"))
-        model = {self._value(r.inputs[0], "i64"): _id(r.output) for r in functions["node"].rows}
-        near = {n[5:]: f for n, f in functions.items() if n.startswith("near_")}
+        model = {self.egraph.value_to_i64(r.inputs[0]): _id(r.output) for r in functions["node"].rows}
+        near = {n[5:]: self._rows(f) for n, f in functions.items() if n.startswith("near_")}
+        # Most facts are asked for only where some law's left side was looked at.
+        facts = FACTS if any(near.values()) else EXTRACTED
         return {
             "nodes": nodes,
             "model": [model[i] for i in range(len(model))],
-            "facts": {n: self._rows(functions[n]) for n in FACTS},
-            "near": {n: self._rows(f) for n, f in near.items()},
+            "facts": {n: self._rows(functions[n]) if n in facts else [] for n in FACTS},
+            "near": near,
         }
 
     def _nodes(self, name: str, function: Any, tags: Any) -> list[Any]:
-        sorts = function.input_sorts
-        tagged = {} if tags is None else {tuple(map(_id, r.inputs)): self.egraph.value_to_string(r.output) for r in tags.rows}
+        read = self._reader(function.input_sorts)
+        tagged = {} if tags is None else {tuple(map(str, r.inputs)): self.egraph.value_to_string(r.output) for r in tags.rows}
         out = []
         for row in function.rows:
             if row.subsumed:
                 continue
-            arguments = self._row(row.inputs, sorts)
+            inputs = row.inputs
+            arguments = read(inputs)
             if name == "op":
                 arguments = [arguments[0], *arguments[1]]
-            out.append([name, _id(row.output), arguments, tagged.get(tuple(map(_id, row.inputs)), "")])
+            out.append([name, _id(row.output), arguments, tagged.get(tuple(map(str, inputs)), "")])
         return out
 
     def _rows(self, function: Any) -> list[list[Any]]:
-        return sorted(self._row(r.inputs, function.input_sorts) for r in function.rows)
+        read = self._reader(function.input_sorts)
+        return sorted(read(r.inputs) for r in function.rows)
 
-    def _row(self, values: Sequence[Any], sorts: Sequence[str]) -> list[Any]:
-        return [self._value(v, s) for v, s in zip(values, sorts, strict=True)]
+    def _reader(self, sorts: Sequence[str]) -> Callable[[Sequence[Any]], list[Any]]:
+        """From a row's values to classes, strings and numbers."""
+        reads: list[Callable[[Any], Any]] = [self._readers.get(sort, self._classes) for sort in sorts]
+        return lambda values: [read(value) for read, value in zip(reads, values, strict=True)]
 
-    def _value(self, value: Any, sort: str) -> Any:
-        if sort == "T":
-            return _id(value)
-        if sort == "i64":
-            return self.egraph.value_to_i64(value)
-        if sort == "String":
-            return self.egraph.value_to_string(value)
-        return [_id(v) for v in self.egraph.value_to_vec(value)]
+    @cached_property
+    def _readers(self) -> dict[str, Callable[[Any], Any]]:
+        return {"T": _id, "i64": self.egraph.value_to_i64, "String": self.egraph.value_to_string}
+
+    def _classes(self, vector: Any) -> list[int]:
+        return [_id(v) for v in self.egraph.value_to_vec(vector)]
+
+
+EXTRACTED = {"const", "zero", "live", "erased"}
+"""Facts that every extraction asks for."""
 
 
 def _id(value: Any) -> int:
@@ -236,6 +318,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     session = _Session()
     for line in request["preamble"]:
         session.run(line)
+    session.read(request["rows"])
     session.load(request["lines"])
     rounds, stop, matches = session.saturate(limits)
     frozen = session.freeze()

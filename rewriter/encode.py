@@ -38,6 +38,7 @@ from rewriter.terms import FACTS, MINUS_ONE, covering, swap_move, table_facts
 from rewriter.window import Window
 
 Shape = tuple[int | str, ...]
+Row = tuple[int | str, ...]
 FLOATS = {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
 ELEMENTWISE = {
@@ -65,9 +66,13 @@ class Emission:
 
 @dataclass
 class Encoding:
-    """Terms of one graph. Term i is ``(node i)`` in ``lines`` and stands for ``values[i]`` (None: made by the encoder)."""
+    """Terms of one graph. Term i is ``(node i)``, number i in ``rows``, and stands for ``values[i]`` (None: made by the encoder)."""
 
+    rows: dict[str, list[Row]] = field(default_factory=dict)
+    """What is stated, as ``egraph.Program`` takes it: of an operator (``op/2``: with two arguments) the term that it makes and its
+    arguments, of a fact its arguments."""
     lines: list[str] = field(default_factory=list)
+    """What is stated beside that: forms that are no values of the model."""
     values: list[ir.Value | None] = field(default_factory=list)
     shapes: list[Shape | None] = field(default_factory=list)
     dtypes: list[ir.DataType | None] = field(default_factory=list)
@@ -126,18 +131,21 @@ class _Encoder:
         out.values.append(value)
         out.shapes.append(shape)
         out.dtypes.append(dtype)
-        out.lines.append(f"(set (node {i}) {self._text(head, arguments)})")
-        out.lines.append(f"({'const' if const else 'live'} (node {i}))")
+        made = f"op/{len(arguments) - 1}" if head == "op" else head
+        out.rows.setdefault(made, []).append((i, *(a.i if isinstance(a, T) else a for a in arguments)))
+        self.fact("const" if const else "live", i)
         self.packed.append(const and (_unpacks(head, arguments) or any(isinstance(a, T) and self.packed[a.i] for a in arguments)))
         if const and not self.packed[i]:
-            out.lines.append(f"(dense (node {i}))")
-        if head == "add":  # sums commute there and back, which would claim the model's own sum as the rule's work
-            out.lines.append(f'(set (tag_add {" ".join(map(str, arguments))}) "")')
+            self.fact("dense", i)
         if shape and isinstance(shape[-1], int):
-            out.lines.append(f"(last (node {i}) {shape[-1]})")
+            self.fact("last", i, shape[-1])
         if value is not None:
             out.index[value] = i
         return i
+
+    def fact(self, name: str, *arguments: int | str) -> None:
+        """``arguments``: numbers of terms, lengths, names."""
+        self.out.rows.setdefault(name, []).append(arguments)
 
     def also(self, i: int, head: str, *arguments: Any) -> None:
         """Term ``i`` is equal to this form of it. Arguments may be forms themselves, as text in parentheses."""
@@ -171,7 +179,7 @@ class _Encoder:
         i = self._leaf(value, True)
         facts = _value_facts(weight)
         for fact in facts:
-            self.out.lines.append(f"({fact} (node {i}))")
+            self.fact(fact, i)
         if facts:
             self.out.value_facts[value.name or ""] = facts
         if weight.size <= VECTOR:
@@ -191,7 +199,8 @@ class _Encoder:
         self.known[i] = array
         self.sources[i] = frozenset().union(*(self.sources[k] for k in inputs))
         facts = _value_facts(ir.Tensor(array)) if value.dtype in FLOATS else ()
-        self.out.lines += [f"({fact} (node {i}))" for fact in facts]
+        for fact in facts:
+            self.fact(fact, i)
         if facts:
             for name in self.sources[i]:
                 self.out.value_facts[name] = (*self.out.value_facts.get(name, ()), *(f"{fact}:{digest(self.known_weight(name))}" for fact in facts))
@@ -333,7 +342,7 @@ class _Encoder:
         """A constant matrix on the left is a linear map of the columns: the move that makes them rows, and rows columns again."""
         swap = swap_move(right).anywhere()
         if not str(right[0]).startswith("*") and swap is not None and 1 not in right[-2:]:
-            self.out.lines.append(f"(swaps (node {x}) {_quote(self.moved(swap))})")
+            self.fact("swaps", x, self.moved(swap))
 
     def moved(self, move: Move) -> str:
         """The name of a move, which tables will know."""
@@ -462,8 +471,7 @@ class _Encoder:
             inputs.append(self.add("zero_outputs", [T(inputs[1])], None, (window.outputs,), self.out.dtypes[inputs[1]], True))
         covered = covering(image, str(window))
         if covered is not None:
-            names = " ".join(_quote(self.moved(Move.parse(m))) for m in covered)
-            self.out.lines.append(f"(covers (node {inputs[0]}) {_quote(str(window))} {names})")
+            self.fact("covers", inputs[0], str(window), *(self.moved(Move.parse(m)) for m in covered))
         return self._put("conv", [*map(T, inputs), str(window)], node, shape)
 
     def on_averagepool(self, node: ir.Node, inputs: list[int]) -> bool:
@@ -667,15 +675,16 @@ class _Encoder:
         return i
 
     def finish(self) -> None:
-        self.out.lines.append('(centres "layer")')
+        self.fact("centres", "layer")
         if not self.pieces:
-            # Lengths matter where tensors are taken apart or put together: a seventh of the text otherwise for nothing.
-            self.out.lines = [line for line in self.out.lines if not line.startswith("(last ")]
+            # Lengths matter where tensors are taken apart or put together.
+            self.out.rows.pop("last", None)
         for function in self.out.maps:
-            facts = [name for name in ("monotone", "homogeneous", "rounds") if FACTS[name].holds(function)]  # type: ignore[misc]
-            self.out.lines += [f"({fact} {_quote(function)})" for fact in facts]
+            for fact in ("monotone", "homogeneous", "rounds"):
+                if FACTS[fact].holds(function):  # type: ignore[misc]
+                    self.fact(fact, function)
         for name, *values in table_facts(self.windows, self.moves):
-            self.out.lines.append(f"({name} {' '.join(_quote(v) if isinstance(v, str) else str(v) for v in values)})")
+            self.fact(name, *values)
 
 
 UNPACKING = ("Cast{", "DequantizeLinear{", "ConstantOfShape{", "Expand{", "Tile{", "Gather{")
@@ -723,7 +732,8 @@ def _signature(emission: Emission, suffix: str = "") -> str:
     else:
         inputs = "(" + ",".join("_" if i is None else "x" if isinstance(i, int) else digest(i) for i in emission.inputs) + ")"
     outputs = f":{emission.outputs}" if emission.outputs > 1 else ""
-    return f"{name}{{{attributes}}}{inputs or len(emission.inputs)}{outputs}{emission.overload}{suffix}"
+    written = f"{name}{{{attributes}}}{inputs or len(emission.inputs)}{outputs}{emission.overload}{suffix}"
+    return " ".join(written.split())  # on one line and without tabs: it is a cell of a table of rows
 
 
 def _attribute(a: ir.Attr) -> str:

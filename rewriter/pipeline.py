@@ -59,6 +59,7 @@ from rewriter.remarks import filled_zeros, mixed_samples
 from rewriter.report import Report
 from rewriter.rule import Rule
 from rewriter.structure import Structure
+from rewriter.verdicts import Verdicts
 from rewriter.verify import SIZES, Case, Feed, Oracle, Verification, feeds
 from rewriter.weights import LAW, WeightProgram
 from rewriter.write_onnx import ONE_FILE, write_onnx
@@ -373,8 +374,8 @@ def _optimize(
         running = beside.submit(_oracle, source, hints, bench)
         attempt = _attempt(plain, laws, limits, prices, saturator, hints)
         watch("verifying")
-        oracle = running.result()
-    attempt, verification = _verified(attempt, plain, source, laws, limits, prices, saturator, bench, oracle, hints)
+        oracle, verdicts = running.result()
+    attempt, verification = _verified(attempt, plain, source, laws, limits, prices, saturator, bench, oracle, verdicts, hints)
     if _is_worse(summarise(attempt.model, hints), before, prices):
         more = "the rewritten graph had more nodes than the model, and nothing for them: the model was kept as it was"
         attempt = _kept(source, attempt.search.stop, [*attempt.notes, more])
@@ -571,24 +572,35 @@ class _Bench:
         return self._isolated.run(path, feed, optimised=False)
 
 
-def _oracle(source: _Source, hints: Mapping[str, int], bench: _Bench) -> Oracle:
-    """The original's outputs on the example and on made-up inputs of sizes that it accepts."""
+def _oracle(source: _Source, hints: Mapping[str, int], bench: _Bench) -> tuple[Oracle, Verdicts]:
+    """The original's outputs on the example and on made-up inputs of sizes that it accepts, and what was found with them before.
+
+    The original is run here, unless it was compared with something before: then it may not be needed.
+    """
     write_onnx(source.model, bench.before)
     bench.before_is_there()
+    oracle = Oracle(lambda: _original(source, hints, bench), _reference(source.model))
+    verdicts = Verdicts(bench.before, source.example, source.expected)
+    if not verdicts.any:
+        _ = oracle.cases
+    return oracle, verdicts
+
+
+def _original(source: _Source, hints: Mapping[str, int], bench: _Bench) -> list[Case]:
     path = source.path or bench.before
     graph = source.model.graph
     names = [v.name or "" for v in graph.inputs]
     example = [] if source.example is None else [("the example inputs", dict(zip(names, source.example, strict=True)))]
     makers = list(feeds(graph, hints))
     open_sizes = any(not isinstance(d, int) and d not in hints for v in graph.inputs for d in dims(v) or ())
-    oracle = Oracle(reference=_reference(source.model))
+    cases: list[Case] = []
     for batch, other in SIZES if open_sizes else SIZES[:1]:
-        oracle.cases = _cases(bench, path, [*example, *((label, make(batch, other)) for label, make in makers)])
-        if len(oracle.cases) > len(example):
+        cases = _cases(bench, path, [*example, *((label, make(batch, other)) for label, make in makers)])
+        if len(cases) > len(example):
             break
-    if source.expected is not None and oracle.cases and example:
-        oracle.cases.append(Case(example[0][1], source.expected, "the module's own outputs"))
-    return oracle
+    if source.expected is not None and cases and example:
+        cases.append(Case(example[0][1], source.expected, "the module's own outputs"))
+    return cases
 
 
 def _cases(bench: _Bench, path: str, made: Sequence[tuple[str, Feed]]) -> list[Case]:
@@ -604,10 +616,10 @@ def _cases(bench: _Bench, path: str, made: Sequence[tuple[str, Feed]]) -> list[C
 
 def _verified(
     attempt: _Attempt, plain: ir.Model, source: _Source, laws: _Laws, limits: Limits, prices: Prices,
-    saturator: Saturator, bench: _Bench, oracle: Oracle, hints: Mapping[str, int],
+    saturator: Saturator, bench: _Bench, oracle: Oracle, verdicts: Verdicts, hints: Mapping[str, int],
 ) -> tuple[_Attempt, Verification]:  # fmt: skip
     """The attempt if it is right; else one without the rule that is to blame, and a note; else the model as it was."""
-    verification = _judge(attempt.model, oracle, bench)
+    verification = _judge(attempt.model, oracle, bench, verdicts)
     if verification.passed is not False:
         return attempt, verification
     first = verification.reason
@@ -626,10 +638,16 @@ def _verified(
     return kept, verification
 
 
-def _judge(model: ir.Model, oracle: Oracle, bench: _Bench) -> Verification:
+def _judge(model: ir.Model, oracle: Oracle, bench: _Bench, verdicts: Verdicts | None = None) -> Verification:
     write_onnx(model, bench.after)
+    known = verdicts.find(bench.after) if verdicts is not None else None
+    if known is not None:
+        return known
     try:
-        return oracle.judge(lambda feed: bench.run(bench.after, feed), _reference(model))
+        found = oracle.judge(lambda feed: bench.run(bench.after, feed), _reference(model))
+        if verdicts is not None and found.passed:
+            verdicts.keep(found)
+        return found
     except RewriterError as failure:
         return Verification(False, np.inf, np.inf, len(oracle.cases), f"the rewritten model does not run: {failure}")
 

@@ -49,7 +49,7 @@ class Model:
         """The cheapest form of every graph. Raises ``SearchFailed``."""
         found = []
         for graph, encoding in self.graphs:
-            program = Program([*encoding.lines, *lines], rules, limits, declines=False)
+            program = Program([*encoding.lines, *lines], rules, limits, encoding.rows, declines=False)
             frozen = saturator.saturate(program)
             selected, extraction = select(frozen, encoding, encoding.roots(graph), Prices.for_objective("latency"), {})
             made = sum(bool(frozen.nodes[c.node][3]) for c in extraction.chosen.values())

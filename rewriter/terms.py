@@ -718,7 +718,7 @@ def _columns(x: np.ndarray, w: Window) -> np.ndarray:
 def declarations() -> list[str]:
     """The egglog commands that declares sorts, operators, facts and tables."""
     lines = ["(sort T)", "(sort Ts (Vec T))", "(constructor leaf (i64) T)", "(constructor op (String Ts) T)", f"(constructor {MINUS_ONE} () T)"]
-    lines += ["(function node (i64) T :no-merge)", "(function tag_op (String Ts) String :merge old)"]
+    lines += ["(constructor node (i64) T)", "(function tag_op (String Ts) String :merge old)"]
     lines += [f"(function tag_{MINUS_ONE} () String :merge old)"]
     for o in OPERATORS.values():
         sorts = " ".join(EGG_SORT[k] for k in o.kinds)

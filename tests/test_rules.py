@@ -91,7 +91,7 @@ def _proved(law: Rule, values: dict[str, Any], saturator: Saturator, without: Co
     index = {n: i for i, n in enumerate(tensors)}
     const = {a[0] for name, a in law.when if name == "const"}
     # A run-time variable stands for any tensor: a term that no analysis knows anything about.
-    lines = [f"(set (node {i}) {f'(leaf {i})' if n in const else f'(cat (leaf {i}) (leaf {i}) -1)'})" for n, i in index.items()]
+    lines = [f"(union (node {i}) {f'(leaf {i})' if n in const else f'(cat (leaf {i}) (leaf {i}) -1)'})" for n, i in index.items()]
     for name, arguments in {*law.when, *law.given} - {without}:
         if name in FACTS:
             lines.append(f"({name} {' '.join(_written(bound[a], f'(node {index[a]})' if a in index else None) for a in arguments)})")
@@ -104,7 +104,7 @@ def _proved(law: Rule, values: dict[str, Any], saturator: Saturator, without: Co
     written = [_written(bound[n], f"(node {index[n]})" if n in index else None) for n in law.variables]
     lhs, rhs = law.sides(Patterns(), *written)
     n = len(index)
-    lines += [f"(set (node {n}) {text(lhs)})", f"(set (node {n + 1}) {text(rhs)})"]
+    lines += [f"(union (node {n}) {text(lhs)})", f"(union (node {n + 1}) {text(rhs)})"]
     frozen: Frozen = saturator.saturate(Program(lines, [law], declines=False))
     return frozen.model[n] == frozen.model[n + 1]
 

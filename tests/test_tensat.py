@@ -116,7 +116,7 @@ class Reader:
         if text not in self._nodes:
             i = self._nodes[text] = len(self._nodes)
             self._shapes[i] = shape
-            self.lines.append(f"(set (node {i}) {text})")
+            self.lines.append(f"(union (node {i}) {text})")
             self.lines += [f"(length (node {i}) {a - len(shape)} {n})" for a, n in enumerate(shape)]
         return self._nodes[text]
 
