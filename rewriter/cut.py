@@ -60,8 +60,8 @@ def kind(model: ir.Model) -> str:
     for value in (*model.graph.inputs, *model.graph.initializers.values()):
         data = value.const_value
         what = f"{value.dtype}{value.shape}"
-        if data is not None and data.size <= 64:
-            what += str(data.numpy().tolist() if data.dtype.is_integer() else data.size)
+        if data is not None and data.size <= 64 and data.dtype == ir.DataType.INT64:
+            what += str(data.numpy().tolist())  # axes and shapes; zero points do not take time
         numbers[value] = what
     for place, node in enumerate(model.graph):
         reads = [numbers.get(v, "?") if v is not None else "-" for v in node.inputs]

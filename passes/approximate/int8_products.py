@@ -71,7 +71,7 @@ class Int8Products:
         name = f"{self.name}-{'per-channel' if per_channel else 'per-tensor'}"
         saved = weights.nbytes - codes.nbytes - kept.nbytes
         shared: dict[str, Any] = {
-            "bytes": -saved, "reads": frozenset({product.input}), "unit": ((product.input,), product.result), "layer_error": error, "numbers": name,
+            "bytes": -saved, "reads": frozenset({product.input}), "unit": ((product.input,), product.timed), "layer_error": error, "numbers": name,
         }  # fmt: skip
         parts = (product, source, target, product.as_stored(codes), kept, bias)
         writes = frozenset({product.result} if target is not None else ())

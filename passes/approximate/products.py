@@ -49,6 +49,15 @@ class Product:
         return 0 if self.is_convolution or self.node.attributes.get_int("transB", 0) == 1 else 1
 
     @property
+    def timed(self) -> str:
+        """The value up to which the product is timed: runtimes treat a bias that is added to it as part of it."""
+        reader = _only_reader(self.node.outputs[0])
+        with_bias = (
+            self.node.op_type == "MatMul" and reader is not None and is_op(reader, "Add") and any(tensor(v) is not None for v in reader.inputs)
+        )
+        return (reader.outputs[0].name or "") if with_bias and reader is not None else self.result
+
+    @property
     def covers(self) -> frozenset[str]:
         return frozenset({self.output, self.result})
 
@@ -145,7 +154,12 @@ def _data(node: ir.Node) -> ir.TensorProtocol:
 
 
 def _only_relu(value: ir.Value) -> ir.Node | None:
+    reader = _only_reader(value)
+    return reader if is_op(reader, "Relu") else None
+
+
+def _only_reader(value: ir.Value) -> ir.Node | None:
     if uses(value) != 1 or value.is_graph_output():
         return None
     (reader,) = (u.node for u in value.uses())
-    return reader if is_op(reader, "Relu") else None
+    return reader
