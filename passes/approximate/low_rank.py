@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from passes.approximate.candidate import Candidate, Refusal, Site, Wanted
 from passes.approximate.products import Product, moments, products
+from passes.approximate.rounding import output_error
 from passes.approximate.substitution import Substitution
 
 Array = np.ndarray
@@ -50,13 +51,13 @@ class LowRank:
     def _of(self, product: Product, gram: Array) -> Iterable[Candidate]:
         weights = product.weights
         outputs, depth = weights.shape
-        left, right, energy = decomposed(weights, gram)
+        left, right, _ = decomposed(weights, gram)
         ranks = {int(part * outputs * depth / (outputs + depth)) for part in PARTS}
         for rank in sorted(ranks - {0}, reverse=True):
             a, b = left[:, :rank].astype(np.float32), right[:rank].astype(np.float32)
             yield Candidate(
                 f"{self.name}-{rank}", product.output, frozenset({product.output}), _Apply(product, a, b), bytes=a.nbytes + b.nbytes - weights.nbytes,
-                unit=((product.input,), product.output), layer_error=float(energy[rank:].sum() / max(energy.sum(), 1e-30)),
+                unit=((product.input,), product.output), layer_error=output_error(weights, a @ b, gram),
                 bound="the layer's error on calibration inputs is the sum of the squared singular values that were cut off",
             )  # fmt: skip
 
