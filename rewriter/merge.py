@@ -117,14 +117,18 @@ def _merged_onnx(base: Any, models: Sequence[Any], ratio: float, scales: Array, 
     return read[0]
 
 
-def _merged(base: Weights, models: Sequence[Weights], ratio: float, scales: Array, keep: Sequence[str], statistics: Sequence[str]) -> dict[str, Array]:
+def _merged(
+    base: Weights, models: Sequence[Weights], ratio: float, scales: Array, keep: Sequence[str], statistics: Sequence[str]
+) -> dict[str, Array]:
     """The merged weights by name, each of the type that it has in ``base``."""
     for number, weights in enumerate(models, 1):
         _same_family(base, weights, number, keep)
     kept = {name for name in base if any(fnmatch.fnmatchcase(name, pattern) for pattern in keep)}
     counted = {name for name in statistics if name not in kept and any(not np.array_equal(base[name], m[name]) for m in models)}
     changing = [
-        name for name, value in base.items() if _floating(value) and name not in kept | counted and any(not np.array_equal(value, m[name]) for m in models)
+        name
+        for name, value in base.items()
+        if _floating(value) and name not in kept | counted and any(not np.array_equal(value, m[name]) for m in models)
     ]
     result = {name: np.array(value) for name, value in base.items()}
     for name in counted:
@@ -187,4 +191,6 @@ def _same_family(base: Weights, weights: Weights, number: int, keep: Sequence[st
             raise InvalidInput(f"weight {label!r} of model {number} has values that are not finite")
     for name in weights:
         if name not in base:
-            raise InvalidInput(f"model {number} has a weight {name.partition('/')[2] or name!r} that base does not have: merge models of one architecture")
+            raise InvalidInput(
+                f"model {number} has a weight {name.partition('/')[2] or name!r} that base does not have: merge models of one architecture"
+            )

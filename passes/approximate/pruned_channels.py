@@ -31,7 +31,8 @@ FEWEST = 16
 MULTIPLE = 8
 """Kept channels come in whole vectors."""
 ELEMENTWISE = {
-    "Relu", "Gelu", "Tanh", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "Clip", "Elu", "Softplus", "Mish", "Swish", "Erf", "Identity", "MaxPool",
+    "Relu", "Gelu", "Tanh", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "Clip", "Elu", "Softplus", "Mish", "Swish", "Erf", "Identity",
+    "MaxPool",
     "AveragePool", "GlobalAveragePool", "Dropout", "Abs", "Sqrt", "Exp",
 }  # fmt: skip
 """Operators of one data input that treat every channel by itself."""
@@ -109,7 +110,8 @@ def _hidden(model: ir.Model) -> Iterator[Hidden]:
     for first in found.values():
         if first.groups != 1 or len(first.weights) < FEWEST:
             continue
-        value, between = first.node.outputs[0], []
+        value = first.node.outputs[0]
+        between: list[ir.Node] = []
         while uses(value) == 1 and not value.is_graph_output():
             (node,) = (u.node for u in value.uses())
             second = found.get(node.outputs[0].name or "")
@@ -170,9 +172,9 @@ class _Apply:
                     self._cut(graph, node, place, 0 if node.op_type == "Conv" else shape.index(channels) if channels in shape else -1, channels)
             if node.op_type == "Conv":
                 node.attributes["group"] = ir.AttrInt64("group", len(self._kept))
-        shape = [*tensor(second.inputs[1]).shape.numpy()]  # type: ignore[union-attr]
         if self._second.is_convolution:
-            stored = self._fitted.reshape(shape[0], len(self._kept), *shape[2:])
+            window = self._second.as_stored(self._second.weights).shape[2:]
+            stored = self._fitted.reshape(len(self._fitted), len(self._kept), *window)
         else:
             stored = self._fitted if self._second.channel_axis == 0 else self._fitted.T
         second.replace_input_with(1, graph.stored(stored, f"{self._second.output}_weight"))
