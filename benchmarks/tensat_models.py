@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 OPSET = 20
 
@@ -27,7 +27,7 @@ class Graph:
         self.shape: dict[str, tuple[int, ...]] = {}
         self._random = np.random.default_rng(0)
         self._nodes: list[onnx.NodeProto] = []
-        self._weights: list[onnx.TensorProto] = []
+        self._weights: dict[str, np.ndarray] = {}
         self._inputs: list[str] = []
 
     def input(self, *shape: int) -> str:
@@ -42,7 +42,7 @@ class Graph:
 
     def constant(self, array: np.ndarray) -> str:
         name = f"w{len(self._weights)}"
-        self._weights.append(numpy_helper.from_array(array, name))
+        self._weights[name] = array
         self.shape[name] = array.shape
         return name
 
@@ -99,8 +99,16 @@ class Graph:
 
     def model(self, *outputs: str) -> ir.Model:
         ports = [[helper.make_tensor_value_info(n, TensorProto.FLOAT, self.shape[n]) for n in names] for names in (self._inputs, outputs)]
-        graph = helper.make_graph(self._nodes, self.name, ports[0], ports[1], self._weights)
-        return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10))
+        graph = helper.make_graph(self._nodes, self.name, ports[0], ports[1], [_described(n, a) for n, a in self._weights.items()])
+        model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10))
+        for name, value in model.graph.initializers.items():  # arrays, which nobody has to unpack
+            value.const_value = ir.Tensor(self._weights[name], name=name)
+        return model
+
+
+def _described(name: str, array: np.ndarray) -> onnx.TensorProto:
+    """A tensor without its content."""
+    return onnx.TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
 
 
 def bert(layers: int = 8, length: int = 64, width: int = 1024, heads: int = 16) -> ir.Model:

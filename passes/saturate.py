@@ -120,6 +120,7 @@ def select(
     """One e-node per class of the cheapest solution: run-time classes first, then the weights that they read."""
     const, zeros = ({row[0] for row in frozen.facts[fact]} for fact in ("const", "zero"))
     sizes = class_sizes(frozen.nodes, encoding, frozen.model, hints)
+    convolved = {cls for op, cls, _, _ in frozen.nodes if op == "conv"}
     live: dict[int, list[Choice]] = {}
     fixed: dict[int, list[Choice]] = {}
     for k, (op, cls, arguments, rule) in enumerate(frozen.nodes):
@@ -129,7 +130,7 @@ def select(
                 # Any weights-only expression is free at run time: prefer short ones, and the model's own.
                 fixed.setdefault(cls, []).append(Choice(k, 0.0 if op == "leaf" else 1.0 + PREFER_MODEL * bool(rule), reads))
             continue
-        cost = run_cost(op, cls, arguments, sizes, prices, zeros) + (PREFER_MODEL if rule else 0.0)
+        cost = run_cost(op, cls, arguments, sizes, prices, zeros, convolved) + (PREFER_MODEL if rule else 0.0)
         stored = [r for r in reads if r in const and r not in zeros]
         if prices.shares_weights:
             live.update((r, [Choice(STORED, stored_cost(r, sizes, prices), ())]) for r in stored if r not in live)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rewriter.artefact import load
     from rewriter.compiled import Compiled
     from rewriter.egraph import Limits
-    from rewriter.merge import merge
+    from rewriter.merging import merge
     from rewriter.pipeline import Optimized, compile, optimize
     from rewriter.report import Report
     from rewriter.rule import Rule
@@ -33,7 +33,7 @@ __version__ = "0.1.0"
 # Loaded on first use: `load` must start fast, and needs none of the search.
 _HOME = {
     "Compiled": "compiled", "Limits": "egraph", "Optimized": "pipeline", "Report": "report", "Rule": "rule", "compile": "pipeline",
-    "load": "artefact", "merge": "merge", "optimize": "pipeline",
+    "load": "artefact", "merge": "merging", "optimize": "pipeline",
 }  # fmt: skip
 
 __all__ = [

@@ -175,7 +175,7 @@ def merge(base: str, sources: Sequence[str], target: str, ratio: float, scale: f
 
     writable_file(target, others=(base, *sources))
     with Progress() as step:
-        from rewriter.merge import merge
+        from rewriter.merging import merge
         from rewriter.write_onnx import write_onnx
 
         step("merging")

@@ -169,11 +169,22 @@ def macs(op: str, arguments: Sequence[Any], out: Sizes | None, sizes: Mapping[in
     return 0.0
 
 
-def run_cost(op: str, cls: int, arguments: Sequence[Any], sizes: Mapping[int, Sizes], prices: Prices, zeros: Set[int]) -> float:
-    """Microseconds that one run-time e-node takes. A linear map's bias costs little, one that is zero (in ``zeros``) nothing."""
+FUSED = ("Relu{", "LeakyRelu{", "Sigmoid{", "Tanh{", "HardSigmoid{")
+"""Activations that every runtime applies to a convolution's results before it stores them."""
+
+
+def run_cost(
+    op: str, cls: int, arguments: Sequence[Any], sizes: Mapping[int, Sizes], prices: Prices, zeros: Set[int], convolved: Set[int] = frozenset()
+) -> float:
+    """Microseconds that one run-time e-node takes. A linear map's bias costs little, one that is zero (in ``zeros``) nothing.
+
+    ``convolved``: classes that a convolution makes.
+    """
     out = sizes.get(cls)
     if op == "leaf" or (op == "op" and str(arguments[0]).startswith("output ")):
         return 0.0
+    if op == "map" and arguments[1] in convolved and arguments[0].startswith(FUSED):
+        return 0.25 * prices.node
     if op == "move":
         return _move_cost(arguments[0], out, prices)
     moved = 4.0 * (math.prod(out) if out is not None else 0)

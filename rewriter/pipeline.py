@@ -33,6 +33,8 @@ from passes.fold_quantisation import NAME as CODES
 from passes.fold_quantisation import Folded, fold_quantisation
 from passes.fold_weights import fold_weights
 from passes.inline_constants import LITERAL
+from passes.merge_maps import NAME as MERGE
+from passes.merge_maps import merge_maps
 from passes.pack_weights import pack_weights
 from passes.recognise_layernorm import recognise_layernorm
 from passes.recognise_recurrence import NAME as RECURRENCE
@@ -194,7 +196,8 @@ def compile(
         watch("measuring")
         if race.measures:
             write_onnx(result.ir_model, bench.after)
-        outcome = race.run(result.example, result.differs or result.oracle.differs)
+        loses = result.differs
+        outcome = race.run(result.example, result.oracle.differs if loses is None else lambda run, _: loses(run))
         _settle(outcome, source, result)
         watch("building")
         program = _built(outcome, result, folder, target, threads, tune, watch)
@@ -424,7 +427,7 @@ def _attempt(
             notes = [reason] if reason else []
             if search.stop != "saturated":
                 notes.append(f"the search was stopped by its limit of {search.stop}: more may be found with a higher one (limits=)")
-            return _finished(_with_graph(model, new), search, notes, prices, laws.steps)
+            return _finished(_with_graph(model, new), search, notes, prices, laws.steps, hints)
         except SearchFailed as failure:
             reason = f"the search did not end and was cut short: {failure}"
         except Exception as failure:  # noqa: BLE001  whatever goes wrong in a search is no reason to fail a compile
@@ -448,7 +451,9 @@ FEW_ROUNDS = 4
 """Rounds of a second try, after a search that ran out of time or memory."""
 
 
-def _finished(model: ir.Model, search: Search, notes: list[str], prices: Prices, steps: Container[str] = ()) -> _Attempt:
+def _finished(
+    model: ir.Model, search: Search, notes: list[str], prices: Prices, steps: Container[str] = (), hints: Mapping[str, int] | None = None
+) -> _Attempt:
     smallest = prices.memory
     infer(model)
     compose(model)
@@ -457,7 +462,7 @@ def _finished(model: ir.Model, search: Search, notes: list[str], prices: Prices,
     recognise_layernorm(model)
     recognise_rmsnorm(model)
     drop_dead(model)
-    weights = _whole_graph_steps(model, weights, search, steps)
+    weights = _whole_graph_steps(model, weights, search, steps, prices, hints or {})
     share_weights(model)
     packed = pack_weights(model) if smallest else []
     drop_dead(model)
@@ -469,7 +474,7 @@ def _finished(model: ir.Model, search: Search, notes: list[str], prices: Prices,
     return _Attempt(model, search, weights, notes, packed)
 
 
-WHOLE_GRAPH = (CODES, COLLAPSE, DEAD_CHANNELS)
+WHOLE_GRAPH = (CODES, COLLAPSE, DEAD_CHANNELS, MERGE)
 """Steps that are no laws of an e-graph (each says why), by the names that reports and ``disable`` know them by."""
 
 
@@ -482,7 +487,9 @@ def _quantisers_folded(model: ir.Model, search: Search, steps: Container[str]) -
         infer(model)
 
 
-def _whole_graph_steps(model: ir.Model, weights: WeightProgram | None, search: Search, steps: Container[str]) -> WeightProgram | None:
+def _whole_graph_steps(
+    model: ir.Model, weights: WeightProgram | None, search: Search, steps: Container[str], prices: Prices, hints: Mapping[str, int]
+) -> WeightProgram | None:
     collapsed = collapse_stream(model) if COLLAPSE in steps else 0
     if collapsed:
         search.rewrites[COLLAPSE] += collapsed
@@ -493,6 +500,10 @@ def _whole_graph_steps(model: ir.Model, weights: WeightProgram | None, search: S
         sources = {s for name in shrunk.rests for s in (weights.sources(name) if weights is not None else [name])}
         for name in sorted(sources):
             search.value_facts[name] = (*search.value_facts.get(name, ()), "zero:changed")
+        weights = _folded_again(model, weights)
+    merged = merge_maps(model, prices, hints) if MERGE in steps and not prices.memory else 0
+    if merged:
+        search.rewrites[MERGE] += merged
         weights = _folded_again(model, weights)
     return weights
 

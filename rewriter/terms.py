@@ -33,7 +33,7 @@ fractions), and as ONNX nodes (``rewriter.decode``). A law is written once again
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, TypeAlias
@@ -327,6 +327,11 @@ def _repeats_vector(m: str) -> bool:
     return len(move.source) == 1 and bool(move.source[0]) and move.target[-1:] == move.source
 
 
+def _ends(w: str) -> tuple[int, int, tuple[int, ...]]:
+    window = Window.parse(w)
+    return window.inputs, window.outputs, window.strides
+
+
 Rows: TypeAlias = "tuple[Any, ...] | list[tuple[Any, ...]] | None"
 
 
@@ -347,6 +352,19 @@ class Table:
     """A letter for each output: s or i."""
     general: bool = False
     """Only for the laws of ``rules.GENERAL``: a model's program does without."""
+    meets: tuple[Callable[[str], Any], Callable[[str], Any]] | None = None
+    """Of two inputs: what must be equal of the first and of the second for there to be a row."""
+
+    def candidates(self, known: dict[str, list[str]]) -> Iterator[tuple[str, ...]]:
+        """Inputs for which there may be rows."""
+        if self.meets is None:
+            yield from itertools.product(*(known[kind] for kind in self.inputs))
+            return
+        seconds: dict[Any, list[str]] = {}
+        for b in known[self.inputs[1]]:
+            seconds.setdefault(self.meets[1](b), []).append(b)
+        for a in known[self.inputs[0]]:
+            yield from ((a, b) for b in seconds.get(self.meets[0](a), ()))
 
     def rows(self, *inputs: str) -> list[tuple[Any, ...]]:
         found = self.of(*inputs)
@@ -359,11 +377,11 @@ TABLES: dict[str, Table] = {
         Table("unpadded", "w", lambda a: () if _windows_unpadded(a) else None),
         Table("unit_stride", "w", lambda a: () if all(s == 1 for s in Window.parse(a).strides) else None),
         Table("channels", "w", _channels, outputs="i"),
-        Table("joins", "ww", _join, (0,), "sss"),
-        Table("composes", "ww", _compose, (0,), "s"),
+        Table("joins", "ww", _join, (0,), "sss", meets=(_ends, _ends)),
+        Table("composes", "ww", _compose, (0,), "s", meets=(lambda a: Window.parse(a).outputs, lambda b: Window.parse(b).inputs)),
         Table("identity_window", "w", _identity, (0,), "s"),
         Table("stays", "m", lambda m: () if Move.parse(m).identity else None),
-        Table("follows", "mm", _moves_compose, (0,), "s"),
+        Table("follows", "mm", _moves_compose, (0,), "s", meets=(lambda m: len(Move.parse(m).target), lambda n: len(Move.parse(n).source))),
         Table("fits_all", "m", _anywhere, (0,), "s"),
         Table("keeps_last", "m", lambda m: () if Move.parse(m).keeps_last else None),
         Table("turns_last_two", "m", lambda m: () if Move.parse(m).swap else None),
@@ -743,7 +761,7 @@ def table_facts(windows: Iterable[str], moves: Iterable[str] = (), *, limit: int
     while changed:
         changed = False
         for table in (t for t in TABLES.values() if general or not t.general):
-            for inputs in itertools.product(*(known[kind] for kind in table.inputs)):
+            for inputs in list(table.candidates(known)):
                 if (table.name, *inputs) in done:
                     continue
                 done.add((table.name, *inputs))

@@ -16,7 +16,7 @@ from onnx import numpy_helper, parser
 
 import rewriter
 from rewriter.errors import InvalidInput
-from rewriter.merge import merge
+from rewriter.merging import merge
 
 Array = np.ndarray[Any, Any]
 

@@ -52,16 +52,16 @@ def symmetric_scales(weights: Array, bits: int, importance: Array | None = None)
 
 
 def rounded(weights: Array, scales: Array, bits: int) -> Array:
-    """The nearest codes, int8."""
+    """The nearest codes, int8. ``scales``: [rows], or [rows, depth]."""
     most = 2 ** (bits - 1) - 1
-    return np.asarray(np.clip(np.round(weights / scales[:, None]), -most, most), np.int8)
+    return np.asarray(np.clip(np.round(weights / scales.reshape(len(weights), -1)), -most, most), np.int8)
 
 
 def fitted_codes(weights: Array, scales: Array, bits: int, gram: Array, damping: float = 0.01) -> Array:
     """Codes [rows, depth] that make ``||(W - Ŵ) X||`` small and not ``||W - Ŵ||``: layer-wise calibration (17; the column-wise solution of
     its least squares that 18 uses, errors of a rounded column going to those that follow, by the Cholesky factor of the inverse of X Xᵀ).
 
-    ``gram``: the mean of x xᵀ, [depth, depth].
+    ``gram``: the mean of x xᵀ, [depth, depth]. ``scales``: [rows], or [rows, depth].
     """
     most = 2 ** (bits - 1) - 1
     h = gram.astype(np.float64).copy()
@@ -72,14 +72,15 @@ def fitted_codes(weights: Array, scales: Array, bits: int, gram: Array, damping:
     h = h[np.ix_(order, order)]
     upper = np.linalg.cholesky(np.linalg.inv(h)).T
     left = weights[:, order].astype(np.float64)
+    steps = np.broadcast_to(scales.reshape(len(weights), -1), weights.shape)[:, order].astype(np.float64)
     codes = np.empty_like(left)
     block = 64
     for start in range(0, left.shape[1], block):
         stop = min(start + block, left.shape[1])
         errors = np.empty((len(left), stop - start))
         for k in range(start, stop):
-            codes[:, k] = np.clip(np.round(left[:, k] / scales), -most, most)
-            errors[:, k - start] = (left[:, k] - codes[:, k] * scales) / upper[k, k]
+            codes[:, k] = np.clip(np.round(left[:, k] / steps[:, k]), -most, most)
+            errors[:, k - start] = (left[:, k] - codes[:, k] * steps[:, k]) / upper[k, k]
             left[:, k + 1 : stop] -= np.outer(errors[:, k - start], upper[k, k + 1 : stop])
         left[:, stop:] -= errors @ upper[start:stop, stop:]
     found = np.empty_like(codes)

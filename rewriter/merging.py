@@ -124,12 +124,9 @@ def _merged(
     for number, weights in enumerate(models, 1):
         _same_family(base, weights, number, keep)
     kept = {name for name in base if any(fnmatch.fnmatchcase(name, pattern) for pattern in keep)}
-    counted = {name for name in statistics if name not in kept and any(not np.array_equal(base[name], m[name]) for m in models)}
-    changing = [
-        name
-        for name, value in base.items()
-        if _floating(value) and name not in kept | counted and any(not np.array_equal(value, m[name]) for m in models)
-    ]
+    differing = {name for name, value in base.items() if name not in kept and any(not np.array_equal(value, m[name]) for m in models)}
+    counted = differing & set(statistics)
+    changing = [name for name, value in base.items() if name in differing - counted and _floating(value)]
     result = {name: np.array(value) for name, value in base.items()}
     for name in counted:
         result[name] = np.mean([m[name].astype(np.float64) for m in models], axis=0).astype(base[name].dtype)
@@ -191,6 +188,5 @@ def _same_family(base: Weights, weights: Weights, number: int, keep: Sequence[st
             raise InvalidInput(f"weight {label!r} of model {number} has values that are not finite")
     for name in weights:
         if name not in base:
-            raise InvalidInput(
-                f"model {number} has a weight {name.partition('/')[2] or name!r} that base does not have: merge models of one architecture"
-            )
+            label = name.partition("/")[2] or name
+            raise InvalidInput(f"model {number} has a weight {label!r} that base does not have: merge models of one architecture")
