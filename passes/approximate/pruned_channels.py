@@ -28,6 +28,8 @@ PARTS = (0.875, 0.75, 0.5, 0.35, 0.25)
 """Parts of the channels that are kept."""
 FEWEST = 16
 """Hidden channels below which a layer is left alone."""
+RIDGE = 1e-2
+"""Of the mean square of a channel: what is fitted to few inputs must not follow their noise."""
 MULTIPLE = 8
 """Kept channels come in whole vectors."""
 ELEMENTWISE = {
@@ -93,7 +95,7 @@ def _order(weights: Array, gram: Array, channels: int, taps: int) -> Array:
 def _fitted(weights: Array, gram: Array, columns: Array) -> tuple[Array, float]:
     """The best weights on those columns only, and the part of the output's energy that is lost."""
     inner = gram[np.ix_(columns, columns)].copy()
-    inner[np.diag_indices_from(inner)] += 1e-4 * float(np.mean(np.diag(inner))) + 1e-12
+    inner[np.diag_indices_from(inner)] += RIDGE * float(np.mean(np.diag(inner))) + 1e-12
     wide = weights.astype(np.float64)
     fitted = np.linalg.solve(inner, (wide @ gram[:, columns]).T).T
     left = wide.copy()
