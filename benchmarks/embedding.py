@@ -73,7 +73,8 @@ def feeds(texts: Sequence[str]) -> list[Feed]:
 def calibration() -> list[Feed]:
     """News, in pieces of one to six sentences: texts of all lengths."""
     sentences, random = labelled.news(), np.random.default_rng(0)
-    texts, place = [], 0
+    texts: list[str] = []
+    place = 0
     while len(texts) < CALIBRATED:
         count = int(random.integers(1, 7))
         texts.append(". ".join(sentences[place : place + count]))

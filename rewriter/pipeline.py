@@ -196,8 +196,8 @@ def compile(
         watch("measuring")
         if race.measures:
             write_onnx(result.ir_model, bench.after)
-        loses = result.differs
-        outcome = race.run(result.example, result.oracle.differs if loses is None else lambda run, _: loses(run))
+        differs = result.differs or result.oracle.differs
+        outcome = race.run(result.example, differs)
         _settle(outcome, source, result)
         watch("building")
         program = _built(outcome, result, folder, target, threads, tune, watch)
