@@ -90,6 +90,10 @@ class CalibrationSet:
     def targets(self, places: Iterable[int]) -> list[Array]:
         return [self.batches[p][TARGETS] for p in places]
 
+    def fewer(self, most: int) -> CalibrationSet:
+        """The same, with at most that many batches in each split."""
+        return CalibrationSet(self.batches, self.has_targets, self.samples, self.fitting, [s[:most] for s in self.splits], self.warnings)
+
     @property
     def measuring(self) -> list[int]:
         """All batches of all splits."""

@@ -27,6 +27,11 @@ class Worsening:
     upper: float
     splits: tuple[float, ...] = ()
 
+    @property
+    def lower(self) -> float:
+        """The bound on the other side."""
+        return 2 * self.mean - self.upper if math.isfinite(self.mean) else self.mean
+
 
 def bounded(splits: Sequence[float]) -> Worsening:
     """Mean and Student's bound: mean + t s / sqrt(k)."""

@@ -21,7 +21,7 @@ import backends
 from backends.isolated import Isolated
 from backends.program import Program
 from passes import normalise
-from passes.approximate import ALL as APPROXIMATIONS
+from passes.approximate import competing
 from passes.collapse_stream import NAME as COLLAPSE
 from passes.collapse_stream import collapse_stream
 from passes.compose import compose
@@ -54,7 +54,7 @@ from rewriter.encode import digest
 from rewriter.errors import BudgetError, InvalidInput, InvalidModel, RewriterError, VerificationFailed
 from rewriter.graph import Summary, summarise, weight_bytes
 from rewriter.infer_onnx import infer
-from rewriter.race import Outcome, Race, build_options
+from rewriter.race import Differs, Outcome, Race, build_options
 from rewriter.race import parse as race_engines
 from rewriter.read_onnx import read_onnx
 from rewriter.remarks import filled_zeros, mixed_samples
@@ -84,7 +84,7 @@ class Optimized:
     example: list[np.ndarray] | None = None
     oracle: Oracle = field(default_factory=Oracle)
     """The original's outputs, on the example and on made-up inputs."""
-    differs: Callable[[Callable[[Feed], list[Any]]], str] | None = None
+    differs: Differs | None = None
     """Of an approximate result: why what an engine computes loses more than the budget allows, or nothing."""
 
     @property
@@ -196,8 +196,8 @@ def compile(
         watch("measuring")
         if race.measures:
             write_onnx(result.ir_model, bench.after)
-        loses = result.differs
-        outcome = race.run(result.example, result.oracle.differs if loses is None else lambda run, _: loses(run))
+        differs = result.differs or result.oracle.differs
+        outcome = race.run(result.example, differs)
         _settle(outcome, source, result)
         watch("building")
         program = _built(outcome, result, folder, target, threads, tune, watch)
@@ -319,8 +319,9 @@ def _optimised(source: _Source, search: _Searcher, allowed: _Allowed | None) -> 
     exact = search.optimise(source)
     search.watch("approximating")
     again = _Again(source, search, exact)
+    for_bytes = search.prices.memory or allowed.budget.weight_bytes is not None
     found = approximate(
-        exact.ir_model, APPROXIMATIONS, data, allowed.metric, allowed.budget, again, memory=search.prices.memory,
+        exact.ir_model, competing(for_bytes=for_bytes), data, allowed.metric, allowed.budget, again, memory=search.prices.memory,
         example=exact.example, engine=search.engine, threads=search.threads, progress=search.watch.detail,
     )  # fmt: skip
     search.watch.end()

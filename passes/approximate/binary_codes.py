@@ -1,11 +1,11 @@
 """Weights as sums of few binary matrices (paper 18, ShiftAddLLM: binary-coded quantisation).
 
-``W ≈ Σ_b diag(a_b) S_b`` with ``S_b`` in {-1, 1}: from the greedy start ``S_1 = sign(W), a_1 = mean |W|`` and so on with the rest, alternate least
-squares for a (a solve of B equations a row) and the nearest of the 2^B sums for S. With ``power_of_two`` each a is a power of two, so that products are
-shifts. ``sign(0)`` is 1: a third code has no bit. Given the codes, the product is exact by tables: for every eight inputs x_g, ``T_g[p] = Σ_j ±x_gj``
-for the 256 sign patterns p, and ``y_o = Σ_b a_bo Σ_g T_g[S_b[o, g]]`` (``by_tables``). The authors' kernel stores the exponents of a without signs and adds
-them to the bits of half-precision table entries, which is wrong for entries of zero; here a is a number. On CPUs an 8-bit product is faster than
-tables: what is bought is bytes, and the graph unpacks the bits.
+``W = sum_b diag(a_b) S_b``, about, with ``S_b`` in {-1, 1}: from the greedy start ``S_1 = sign(W)``, ``a_1 = mean |W|``, and so on with the rest,
+alternate least squares for a (a solve of B equations a row) and the nearest of the 2^B sums for S. With ``power_of_two`` each factor is one,
+so that products are shifts. ``sign(0)`` is 1: a third code has no bit. Given the codes, the product is exact by tables: for every eight inputs
+x_g, ``T_g[p] = sum_j +-x_gj`` for the 256 sign patterns p, and ``y_o = sum_b a_bo sum_g T_g[S_b[o, g]]`` (``by_tables``). The authors' kernel
+stores exponents without signs and adds them to the bits of half-precision table entries, which is wrong for entries of zero; here a factor is
+a number. On CPUs an 8-bit product is faster than tables: what is bought is bytes, and the graph unpacks the bits.
 """
 
 from __future__ import annotations

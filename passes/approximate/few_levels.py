@@ -75,7 +75,7 @@ def low_bit(weights: Array, bits: int) -> Array:
     levels = gaussian_levels(bits)
     z = (wide - mean) / (deviation + EPSILON)
     table = (levels * deviation + mean).astype(np.float32)
-    return table[np.searchsorted((levels[1:] + levels[:-1]) / 2, z)]
+    return np.asarray(table[np.searchsorted((levels[1:] + levels[:-1]) / 2, z)])
 
 
 def ternary(delta: Array, gram: Array | None = None) -> tuple[Array, float]:

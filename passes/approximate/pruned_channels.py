@@ -28,10 +28,13 @@ PARTS = (0.875, 0.75, 0.5, 0.35, 0.25)
 """Parts of the channels that are kept."""
 FEWEST = 16
 """Hidden channels below which a layer is left alone."""
+RIDGE = 1e-2
+"""Of the mean square of a channel: what is fitted to few inputs must not follow their noise."""
 MULTIPLE = 8
 """Kept channels come in whole vectors."""
 ELEMENTWISE = {
-    "Relu", "Gelu", "Tanh", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "Clip", "Elu", "Softplus", "Mish", "Swish", "Erf", "Identity", "MaxPool",
+    "Relu", "Gelu", "Tanh", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "Clip", "Elu", "Softplus", "Mish", "Swish", "Erf", "Identity",
+    "MaxPool",
     "AveragePool", "GlobalAveragePool", "Dropout", "Abs", "Sqrt", "Exp",
 }  # fmt: skip
 """Operators of one data input that treat every channel by itself."""
@@ -92,7 +95,7 @@ def _order(weights: Array, gram: Array, channels: int, taps: int) -> Array:
 def _fitted(weights: Array, gram: Array, columns: Array) -> tuple[Array, float]:
     """The best weights on those columns only, and the part of the output's energy that is lost."""
     inner = gram[np.ix_(columns, columns)].copy()
-    inner[np.diag_indices_from(inner)] += 1e-4 * float(np.mean(np.diag(inner))) + 1e-12
+    inner[np.diag_indices_from(inner)] += RIDGE * float(np.mean(np.diag(inner))) + 1e-12
     wide = weights.astype(np.float64)
     fitted = np.linalg.solve(inner, (wide @ gram[:, columns]).T).T
     left = wide.copy()
@@ -109,7 +112,8 @@ def _hidden(model: ir.Model) -> Iterator[Hidden]:
     for first in found.values():
         if first.groups != 1 or len(first.weights) < FEWEST:
             continue
-        value, between = first.node.outputs[0], []
+        value = first.node.outputs[0]
+        between: list[ir.Node] = []
         while uses(value) == 1 and not value.is_graph_output():
             (node,) = (u.node for u in value.uses())
             second = found.get(node.outputs[0].name or "")
@@ -170,9 +174,9 @@ class _Apply:
                     self._cut(graph, node, place, 0 if node.op_type == "Conv" else shape.index(channels) if channels in shape else -1, channels)
             if node.op_type == "Conv":
                 node.attributes["group"] = ir.AttrInt64("group", len(self._kept))
-        shape = [*tensor(second.inputs[1]).shape.numpy()]  # type: ignore[union-attr]
         if self._second.is_convolution:
-            stored = self._fitted.reshape(shape[0], len(self._kept), *shape[2:])
+            window = self._second.as_stored(self._second.weights).shape[2:]
+            stored = self._fitted.reshape(len(self._fitted), len(self._kept), *window)
         else:
             stored = self._fitted if self._second.channel_axis == 0 else self._fitted.T
         second.replace_input_with(1, graph.stored(stored, f"{self._second.output}_weight"))

@@ -67,9 +67,9 @@ def _kernel(product: Product) -> np.ndarray:
 def _pads(product: Product) -> tuple[int, int]:
     """At both ends, if nothing makes them more than a number of places."""
     node = product.node
-    if node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET" or list(node.attributes.get_ints("dilations", None) or [1]) != [1]:
+    if node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET" or list(node.attributes.get_ints("dilations", ()) or [1]) != [1]:
         return 0, 0
-    before, after = node.attributes.get_ints("pads", None) or (0, 0)
+    before, after = node.attributes.get_ints("pads", ()) or (0, 0)
     return int(before), int(after)
 
 
