@@ -32,6 +32,8 @@ bench: .venv/ready .zoo/ready  ## the tables of the README: latency, engines, gr
 	$(RUN) -m benchmarks.engines --int8
 	$(RUN) -m benchmarks.memory
 	$(RUN) -m benchmarks.scale
+	$(RUN) -m benchmarks.tensat
+	$(RUN) -m benchmarks.qdq
 	$(RUN) -m benchmarks.compile_time
 
 docs: .venv/ready  ## docs/papers.md, from the papers' tests
