@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,14 @@ from zoo.onnx_models import Feed
 Inputs = Callable[[Feed], Iterable[Feed]]
 
 
-def quantised(write: Callable[[Path], Feed], inputs: Inputs) -> Callable[[Path], Feed]:
+PRODUCTS = ("Conv", "MatMul", "Gemm")
+
+
+def quantised(write: Callable[[Path], Feed], inputs: Inputs, operators: Sequence[str] | None = PRODUCTS) -> Callable[[Path], Feed]:
     """What ``write`` makes, with QuantizeLinear and DequantizeLinear around its products and convolutions: 8-bit activations with zero
-    points, and weights with a scale for each channel. ``inputs(feed)``: what to calibrate on, of the example's shapes."""
+    points, and weights with a scale for each channel. ``inputs(feed)``: what to calibrate on, of the example's shapes. ``operators``: other
+    operators to quantise; None: all that the quantiser knows.
+    """
 
     def quantise(stem: Path) -> Feed:
         from onnxruntime.quantization import (  # type: ignore[import-untyped, unused-ignore]
@@ -40,7 +45,7 @@ def quantised(write: Callable[[Path], Feed], inputs: Inputs) -> Callable[[Path],
             quant_pre_process(str(plain.with_suffix(".onnx")), prepared, skip_symbolic_shape=True)
             quantize_static(
                 prepared, str(stem.with_suffix(".onnx")), Reader(iter(inputs(feed))), quant_format=QuantFormat.QDQ, per_channel=True,
-                op_types_to_quantize=["Conv", "MatMul", "Gemm"], activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+                op_types_to_quantize=None if operators is None else list(operators), activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
             )  # fmt: skip
         return feed
 

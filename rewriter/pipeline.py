@@ -262,7 +262,8 @@ def _settle(outcome: Outcome, source: _Source, result: Optimized) -> None:
     ]
     report.rewrites, report.after = [], report.before
     report.latency = {e: {**pair, "after_ms": pair["before_ms"]} for e, pair in (outcome.latency or {}).items() if pair["before_ms"]}
-    result.ir_model, result.weights, result.facts, result.shared = source.model, None, {}, {}
+    result.ir_model, result.weights, result.shared = source.model, None, {}
+    result.facts = {name: (f"fixed:{value}",) for name, value in source.fixed.items()}
 
 
 @dataclass
