@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_calibration import X, graph
 
 from rewriter.calibration import CalibrationSet, read_calibration
 from rewriter.errors import BudgetError
 from rewriter.metric import Judge, Outputs, bounded, normalised_error
-from test_calibration import X, graph
 
 LABELS = (X[:, 0] > 0).astype(np.int64)
 
