@@ -237,8 +237,8 @@ def _measured(work: _Work, candidates: Sequence[Candidate]) -> list[Measured]:
         one = Measured(candidate)
         try:
             one.latency = work.costs.gain(candidate)
-        except RewriterError as failure:
-            one.reason = f"its part does not run: {failure}"
+        except Exception as failure:  # noqa: BLE001 - a candidate that cannot be put in does not compete
+            one.reason = f"its part does not run: {type(failure).__name__}: {' '.join(str(failure).split())}"
         if not one.reason and not math.isfinite(one.latency):
             one.reason = "its part does not run"
         if not one.reason and not _pays(work, one):

@@ -36,7 +36,6 @@ class TruncatedKernels:
             largest = max(abs(seen.low), abs(seen.high))
             kernel = _kernel(product)
             taps, (before, after) = kernel.shape[-1], _pads(product)
-            sums = np.abs(kernel).sum(axis=1).max(axis=0) if kernel.ndim == 3 else np.abs(kernel).max(axis=0)
             for part in PARTS:
                 cut = taps - max(1, round(part * taps))
                 if cut > max(before, after):
@@ -45,10 +44,9 @@ class TruncatedKernels:
                     )
                     continue
                 front = before >= after
-                lost = float((sums[:cut] if front else sums[taps - cut :]).sum())
-                bound = largest * lost
                 whole = float((kernel.astype(np.float64) ** 2).sum()) or 1.0
                 gone = kernel[..., :cut] if front else kernel[..., taps - cut :]
+                bound = largest * float(np.abs(gone).sum(axis=(1, 2)).max())
                 yield Candidate(
                     f"{self.name}-{taps - cut}", product.output, frozenset({product.output}), _Apply(product, cut, front), -gone.size * 4,
                     unit=((product.input,), product.output), layer_error=float((gone.astype(np.float64) ** 2).sum()) / whole,
