@@ -185,8 +185,8 @@ def compile(
     with ExitStack() as stack:
         stack.enter_context(_no_collections())
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="rewriter-"))
-        saturator = stack.enter_context(Saturator())
-        bench = _Bench(stack.enter_context(Isolated()), folder)
+        saturator, isolated = stack.enter_context(Saturator()), stack.enter_context(Isolated())
+        bench = _Bench(isolated, folder)
         race = stack.enter_context(Race(engines, bench.before, bench.after, os.path.join(folder, "winner"), threads=threads, tune=tune))
         bench.before_is_there = race.load_before
         watch("reading")
@@ -199,6 +199,8 @@ def compile(
         differs = result.differs or result.oracle.differs
         outcome = race.run(result.example, differs)
         _settle(outcome, source, result)
+        for process in (saturator.stop, isolated.close, race.close):  # whose memory the compiler can use
+            process()
         watch("building")
         program = _built(outcome, result, folder, target, threads, tune, watch)
         watch.end()
