@@ -312,6 +312,13 @@ class _Searcher:
     def optimise(self, source: _Source, bench: _Bench | None = None) -> Optimized:
         return _optimize(source, self.laws, self.limits, self.prices, self.saturator, bench or self.bench, self.watch)
 
+    def structured(self, source: _Source, exact: Optimized) -> ir.Model:
+        """The exact graph before its maps were merged: what belongs to one branch or expert stands apart."""
+        if not any(r["rule"] == MERGE for r in exact.report.rewrites):
+            return exact.ir_model
+        with tempfile.TemporaryDirectory(prefix="rewriter-") as folder:
+            return replace(self, laws=self.laws.without(MERGE)).optimise(source, self.bench.elsewhere(folder)).ir_model
+
 
 def _optimised(source: _Source, search: _Searcher, allowed: _Allowed | None) -> Optimized:
     """The exact result; within a budget, the approximate one if there is a better one."""
@@ -324,7 +331,7 @@ def _optimised(source: _Source, search: _Searcher, allowed: _Allowed | None) -> 
     again = _Again(source, search, exact)
     for_bytes = search.prices.memory or allowed.budget.weight_bytes is not None
     found = approximate(
-        exact.ir_model, competing(for_bytes=for_bytes), data, allowed.metric, allowed.budget, again, memory=search.prices.memory,
+        search.structured(source, exact), competing(for_bytes=for_bytes), data, allowed.metric, allowed.budget, again, memory=search.prices.memory,
         example=exact.example, engine=search.engine, threads=search.threads, progress=search.watch.detail,
     )  # fmt: skip
     search.watch.end()
