@@ -8,6 +8,7 @@ always an answer, and the one that stays where nothing else meets the budget or 
 from __future__ import annotations
 
 import math
+import re
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +42,7 @@ PATIENCE = 240.0
 """Seconds for measuring candidates one by one; what is left then does not compete."""
 FITTED = 48
 """Batches that are recorded."""
-SENSED = 8
+SENSED = 4
 """Batches of each split on which single candidates are measured; the choice is measured on all."""
 STRUCTURES = 0.5
 """The part of the budget that changes of structure may use; numbers in fewer bits come after them, and may use what is left."""
@@ -293,22 +294,60 @@ def _pays(work: _Work, one: Measured) -> bool:
 
 
 def _sense(work: _Work, competing: Sequence[Measured]) -> None:
-    """The error of each candidate alone, the most promising first."""
+    """The error of each candidate alone. Of a family at one site one is measured, and the others are taken to lose in proportion to what
+    they do to the site itself: the joint measurement has the last word. The most promising first.
+    """
+    families: dict[tuple[str, str], list[Measured]] = {}
+    for one in competing:
+        families.setdefault((one.candidate.site, _family(one.candidate)), []).append(one)
+    order = sorted(families.values(), key=lambda group: min(_promise(work, m) for m in group))
     end = time.monotonic() + PATIENCE
-    order = sorted(competing, key=lambda m: m.candidate.bytes if work.memory else m.latency)
-    for place, one in enumerate(order):
+    for place, group in enumerate(order):
         if time.monotonic() > end:
-            one.reason = "not measured: time was up"
+            for one in group:
+                one.reason = "not measured: time was up"
             continue
-        work.progress(f"measuring candidate {place + 1} of {len(order)}")
+        work.progress(f"measuring site {place + 1} of {len(order)}")
+        _sense_family(work, sorted(group, key=lambda m: m.candidate.layer_error))
+
+
+def _family(candidate: Candidate) -> str:
+    """``prune/channels`` of ``prune/channels-50%``; a candidate that does not know its own error is a family by itself."""
+    return re.split(r"-(?=\d|per-)", candidate.rewrite)[0] if math.isfinite(candidate.layer_error) else candidate.rewrite
+
+
+def _promise(work: _Work, one: Measured) -> float:
+    return one.candidate.bytes if work.memory else one.latency
+
+
+def _sense_family(work: _Work, group: Sequence[Measured]) -> None:
+    """``group``: by the error at the site. The one in the middle is measured, or the next that runs."""
+    middle = len(group) // 2
+    for known in [*group[middle:], *group[:middle]]:
         try:
-            outputs = work.outputs(work.substituted([one.candidate]), work.sensed.measuring)
+            outputs = work.outputs(work.substituted([known.candidate]), work.sensed.measuring)
         except Exception as failure:  # noqa: BLE001 - a candidate that cannot be put in does not compete
-            one.reason = f"the graph with it does not run: {' '.join(str(failure).split())}"
+            known.reason = f"the graph with it does not run: {' '.join(str(failure).split())}"
             continue
-        one.error, one.drift = work.quick.worsening(outputs), work.quick.drift(outputs)
-        if one.error.lower > work.budget.metric or not math.isfinite(one.error.mean):
-            one.reason = f"alone it loses {one.error.mean:.3g} (at least {one.error.lower:.3g} at 95 %), and the budget is {work.budget.metric:.3g}"
+        known.error, known.drift = work.quick.worsening(outputs), work.quick.drift(outputs)
+        break
+    else:
+        return
+    for one in group:
+        if not one.reason:
+            _infer(work, one, known)
+
+
+def _infer(work: _Work, one: Measured, known: Measured) -> None:
+    a, b = one.candidate.layer_error, known.candidate.layer_error
+    if one is not known:
+        factor = a / b if b > 0 else 1.0
+        one.drift = known.drift * factor
+        one.error = known.error.times(factor if work.judge.additive else math.sqrt(factor))
+    lower = one.error.lower
+    if lower > work.budget.metric or not math.isfinite(one.error.mean):
+        how = "" if one is known else "about "
+        one.reason = f"alone it loses {how}{one.error.mean:.3g} (at least {lower:.3g} at 95 %), and the budget is {work.budget.metric:.3g}"
 
 
 def _problem(work: _Work, measured: Sequence[Measured]) -> tuple[Problem, list[int]]:

@@ -157,7 +157,7 @@ def test_binary_codes_get_better_with_every_round_and_bit() -> None:
     last = 1.0
     for bits in (1, 2, 3, 4):
         _, signs, errors = binary_codes(w, bits)
-        assert all(b <= a + 1e-12 for a, b in zip(errors, errors[1:], strict=False))
+        assert all(b <= a + 1e-12 for a, b in itertools.pairwise(errors))
         assert errors[-1] < last
         assert set(np.unique(signs)) == {-1, 1}
         last = errors[-1]
@@ -273,8 +273,7 @@ def test_channels_that_others_can_stand_for_go_for_nothing(name: str) -> None:
 def attention(masked: bool = False) -> ir.Model:
     add = "s = Add(m, mask)" if masked else "s = Identity(m)"
     body = f"main (float[1,2,16,8] q, float[1,2,8,16] k, float[1,2,16,8] v) => (float[1,2,16,8] y) {{ a = MatMul(q, k) m = Mul(a, c) {add} p = Softmax<axis=-1>(s) y = MatMul(p, v) }}"
-    found = model(body, c=np.array(0.35, np.float32), **({"mask": np.triu(np.full((16, 16), -1e9, np.float32), 1)} if masked else {}))
-    return found
+    return model(body, c=np.array(0.35, np.float32), **({"mask": np.triu(np.full((16, 16), -1e9, np.float32), 1)} if masked else {}))
 
 
 def _attention_feeds() -> list[Feed]:
