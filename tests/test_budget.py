@@ -241,3 +241,22 @@ def test_the_front_as_a_table_and_a_picture(tmp_path: Path) -> None:
     assert text == plot(pareto(POINTS)) and text.count("<circle") == 6
     with pytest.raises(rewriter.RewriterError, match="cannot write the front"):
         write_plot(POINTS, tmp_path / "nowhere" / "front.svg")
+
+
+# The command line
+
+
+def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from rewriter.__main__ import main
+
+    onnx.save(network(), tmp_path / "in.onnx")
+    np.savez(tmp_path / "c.npz", x=np.stack(samples(12)))
+    source, target, report, front = (str(tmp_path / n) for n in ("in.onnx", "out.onnx", "r.json", "f.svg"))
+    options = ["--budget", "0.05", "--calibration", str(tmp_path / "c.npz"), "--report", report, "--front", front]
+    assert main(["optimize", source, target, *options]) == 0, capsys.readouterr().err
+    assert "measured error" in capsys.readouterr().out
+    assert error(network(), onnx.load(target)) <= 0.05
+    assert json.loads(Path(report).read_text())["budget"]["chosen"] > 0
+    assert Path(front).read_text().startswith("<svg")
+    assert main(["optimize", source, target, "--budget", "0.05"]) == 2
+    assert "budget= needs calibration=" in capsys.readouterr().err

@@ -140,7 +140,7 @@ def _train(module: nn.Module, epochs: int, batch: int = 50, rate: float = 2e-3) 
         dy, dx = (int(n) for n in torch.randint(-2, 3, (2,)))
         loss = F.cross_entropy(module(torch.roll(images[places], (dy, dx), (2, 3))), labels[places], label_smoothing=0.05)
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
         optimiser.step()
         schedule.step()
         for experts in shared:
