@@ -46,6 +46,8 @@ SENSED = 4
 """Batches of each split on which single candidates are measured; the choice is measured on all."""
 STRUCTURES = 0.5
 """The part of the budget that changes of structure may use; numbers in fewer bits come after them, and may use what is left."""
+WORTH = 0.1
+"""What a unit of drift (the squared normalised error of the outputs) is taken to be worth of any metric at least, until a whole is measured."""
 FRONT = (0.25, 0.5, 2.0)
 """Parts of the budget for which the last program is solved again, to see what else could be had."""
 SLOWER = 0.98
@@ -472,6 +474,10 @@ class _Search:
         if not missed > self._bound:
             return
         lost, left = self._beyond(missed), self._room(self._bound)
+        drift = sum(self._measured[self.places[k]].drift for k in taken)
+        if self._work.judge.additive and math.isfinite(lost) and drift > 0:
+            self._worth, self._scale = max(1.1 * self._worth * self._scale, lost / drift), 1.0
+            return
         self._scale *= max(1.1, lost / left) if math.isfinite(lost) and left > 0 else 4.0
 
     def _beyond(self, error: float) -> float:
@@ -483,7 +489,7 @@ class _Search:
 def _worth(measured: Sequence[Measured]) -> float:
     """How much of the metric a unit of drift is worth, from all candidates together: one alone, on few samples, tells little."""
     drift = sum(m.drift for m in measured)
-    return max(0.0, sum(m.error.mean for m in measured)) / drift if drift > 0 else 0.0
+    return max(WORTH, sum(m.error.mean for m in measured) / drift if drift > 0 else 0.0)
 
 
 class _Told:

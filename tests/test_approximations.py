@@ -22,6 +22,7 @@ from passes.approximate.linear_attention import LinearAttention
 from passes.approximate.pruned_channels import PrunedChannels
 from passes.approximate.rounding import activation_codes, fitted_codes, output_error, rounded, symmetric_scales
 from passes.approximate.substitution import Substitution
+from passes.approximate.transported_scales import TransportedScales, reparameterised
 from passes.approximate.truncated_kernels import TruncatedKernels
 from passes.calibrate import Feed, record, with_outputs
 from passes.drop_dead import drop_dead
@@ -141,6 +142,33 @@ def test_zero_is_a_code(middle: float, spread: float, seed: int) -> None:
     codes = activation_codes(x, float(x.min()), float(x.max()))
     assert 0 <= codes.zero <= 255
     assert codes.scale > 0
+
+
+# Scales of channels (62)
+
+
+def test_codes_of_the_tensor_are_those_of_the_channels() -> None:
+    x = (normal(2000, 64) * np.exp(normal(64)) + normal(64)).astype(np.float64)
+    low, high = x.min(axis=0), x.max(axis=0)
+    whole, r, b = reparameterised(low, high)
+    scales, zeros = (r.astype(np.float64) * whole.scale), np.round(whole.zero - b / whole.scale)
+    channels = np.round(x / scales) + zeros
+    tensor = np.round((x / r.astype(np.float64) - whole.scale * np.round(b / whole.scale)) / whole.scale) + whole.zero
+    ties = np.abs(x / scales - np.floor(x / scales) - 0.5) < 1e-6
+    assert x.size >= 1e5
+    np.testing.assert_array_equal(channels[~ties], tensor[~ties])
+
+
+def test_uneven_channels_lose_less_when_their_scales_move() -> None:
+    spread = np.where(np.arange(64) % 16 == 0, 60.0, 1.0).astype(np.float32)
+    exact = model("main (float[8,64] x) => (float[8,80] y) { h = MatMul(x, w) y = Relu(h) }", w=normal(64, 80) / spread[:, None])
+    feeds = [{"x": normal(8, 64) * spread} for _ in range(32)]
+    (moved,) = candidates(TransportedScales(), exact, feeds)
+    plain = next(c for c in candidates(Int8Products(), exact, feeds) if c.rewrite == "quantise/int8-per-channel")
+    assert lost(exact, moved, feeds[3]) < 0.5 * lost(exact, plain, feeds[3])
+    even = [{"x": normal(8, 64)} for _ in range(32)]
+    (refused,) = proposed(TransportedScales(), exact, even)
+    assert isinstance(refused, Refusal) and "similar ranges" in refused.reason
 
 
 # Binary codes (18)

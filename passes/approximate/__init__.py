@@ -13,13 +13,14 @@ from passes.approximate.int8_products import Int8Products
 from passes.approximate.linear_attention import LinearAttention
 from passes.approximate.low_rank import LowRank
 from passes.approximate.pruned_channels import PrunedChannels
+from passes.approximate.transported_scales import TransportedScales
 from passes.approximate.truncated_kernels import TruncatedKernels
 
 STRUCTURES: tuple[Approximation, ...] = (
     AveragedExperts(), DroppedBlocks(), ConstantGates(), PrunedChannels(), LowRank(), TruncatedKernels(), LinearAttention()
 )  # fmt: skip
 """Fewer operators, or smaller ones."""
-NUMBERS: tuple[Approximation, ...] = (Int8Products(), BlockwiseWeights())
+NUMBERS: tuple[Approximation, ...] = (Int8Products(), TransportedScales(), BlockwiseWeights())
 """The same operators on numbers of fewer bits."""
 BYTES: tuple[Approximation, ...] = (BinaryCodes(), FewLevels())
 """Weights that are unpacked when they are read: they save no time, and compete where bytes count."""
