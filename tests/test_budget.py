@@ -111,7 +111,7 @@ class Broken:
 
 @pytest.mark.parametrize("way", ["wants", "propose", "apply", "shapes"])
 def test_what_fails_in_a_candidate_never_reaches_the_user(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "competing", lambda *, for_bytes: ((Broken(way),),))
+    monkeypatch.setattr(pipeline, "competing", lambda *, for_bytes: (((Broken(way),),),))
     result = rewriter.optimize(network(), budget=0.05, calibration=samples(8))
     assert result.model.SerializeToString() == rewriter.optimize(network()).model.SerializeToString()
     assert any("exact graph stands" in n for n in result.report.notes)
@@ -135,7 +135,7 @@ class TooBold:
 
 
 def test_what_alone_is_over_the_budget_is_declined_with_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "competing", lambda *, for_bytes: ((TooBold(),),))
+    monkeypatch.setattr(pipeline, "competing", lambda *, for_bytes: (((TooBold(),),),))
     result = rewriter.optimize(network(), budget=0.05, calibration=samples(8))
     (declined,) = [d for d in result.report.declined if d["rule"] == "bold"]
     assert "alone it loses" in declined["reason"] and "the budget is 0.05" in declined["reason"]

@@ -1,4 +1,4 @@
-"""Approximate rewrites, one file each; what competes under a budget (``rewriter.approximate``), in two stages."""
+"""Approximate rewrites, one file each; what competes under a budget (``rewriter.approximate``), by itself or in stages."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ BYTES: tuple[Approximation, ...] = (BinaryCodes(), FewLevels())
 ALL = STRUCTURES + NUMBERS + BYTES
 
 
-def competing(*, for_bytes: bool) -> tuple[tuple[Approximation, ...], ...]:
-    """The stages. What is left to the last is what fits any structure."""
-    return STRUCTURES, NUMBERS + (BYTES if for_bytes else ())
+def competing(*, for_bytes: bool) -> tuple[tuple[tuple[Approximation, ...], ...], ...]:
+    """Plans, each a sequence of stages: numbers alone; structure, and then numbers on whatever is left of it."""
+    numbers = NUMBERS + (BYTES if for_bytes else ())
+    return (numbers,), (STRUCTURES, numbers)

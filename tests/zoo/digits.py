@@ -100,16 +100,16 @@ class Vit(nn.Module):
 
 
 def cnn() -> nn.Module:
-    return _trained("cnn", Cnn, epochs=8)
+    return _trained("cnn", Cnn, epochs=6)
 
 
 def vit() -> nn.Module:
-    return _trained("vit", Vit, epochs=24)
+    return _trained("vit", Vit, epochs=18)
 
 
 def vit_with_experts() -> nn.Module:
     """Four experts in every block."""
-    return _trained("vit_experts", lambda: Vit(experts=4), epochs=24)
+    return _trained("vit_experts", lambda: Vit(experts=4), epochs=18)
 
 
 def _trained(name: str, make: Callable[[], nn.Module], epochs: int) -> nn.Module:
