@@ -28,7 +28,7 @@ from zoo.onnx_models import Feed
 
 Array = np.ndarray
 TOKENS = 128
-CALIBRATED = 192
+CALIBRATED = 96
 """Texts that scales are chosen and errors measured on."""
 BUDGET = 0.01
 """Of the correlation."""

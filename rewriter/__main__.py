@@ -63,6 +63,22 @@ def _objective() -> Decorator:
     return click.option("--objective", type=click.Choice(["latency", "memory"]), default="latency", show_default=True, help="What to make small.")
 
 
+def _approximate() -> Decorator:
+    """``--budget``, ``--calibration``, ``--front``."""
+    options = (
+        click.option("--budget", type=float, metavar="ERROR", help="Allow this much normalised error of the outputs (0.01: one percent)."),
+        click.option("--calibration", metavar="FILE.npz", help="Inputs like those the model will meet, by name, to measure errors on."),
+        click.option("--front", metavar="FILE.svg", help="Draw error against latency and bytes of what could be had."),
+    )
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
 def _backend() -> Decorator:
     which = f"What runs it: {', '.join(ENGINES)}; of several, the fastest."
     return click.option("--backend", default="auto", show_default=True, metavar="NAME,...", help=which)
@@ -79,22 +95,23 @@ def _threads() -> Decorator:
 @_disable()
 @_report()
 @_objective()
-def optimize(source: str, target: str, shapes: Sequence[str], disable: Sequence[str], report: str | None, objective: str) -> None:
-    """Write the cheapest equal model of IN.onnx to OUT.onnx."""
+@_approximate()
+def optimize(source: str, target: str, shapes: Sequence[str], report: str | None, front: str | None, **options: Any) -> None:
+    """Write the cheapest equal model of IN.onnx to OUT.onnx; with --budget, one that may be a little off."""
     from rewriter.cli_files import staged, writable_file
     from rewriter.cli_inputs import parse_shapes
-    from rewriter.cli_show import Progress, summary
+    from rewriter.cli_show import Progress, picture, summary
 
     writable_file(target)
-    if report is not None:
-        writable_file(report, others=(source, target))
+    for path in (p for p in (report, front) if p is not None):
+        writable_file(path, others=(source, target))
     sizes = parse_shapes(shapes)
     with Progress() as step:
         from rewriter.pipeline import optimize
 
-        result = optimize(source, input_shapes=sizes or None, disable=disable, objective=objective, step=step)
+        result = optimize(source, input_shapes=sizes or None, step=step, **options)
         step("writing")
-        with staged(report, result.report.to_json() + "\n"):
+        with staged(report, result.report.to_json() + "\n"), staged(front, picture(result.report)):
             result.save(target)
     summary(result.report)
 
@@ -110,23 +127,24 @@ def optimize(source: str, target: str, shapes: Sequence[str], disable: Sequence[
 @_disable()
 @_report()
 @_objective()
-def compile(source: str, folder: str, report: str | None, shapes: Sequence[str], **options: Any) -> None:
+@_approximate()
+def compile(source: str, folder: str, report: str | None, front: str | None, shapes: Sequence[str], **options: Any) -> None:
     """Compile IN.onnx into a folder that rewriter.load reads, without PyTorch."""
     from rewriter.cli_files import staged, writable_artefact, writable_file
     from rewriter.cli_inputs import parse_backend, parse_shapes
-    from rewriter.cli_show import Progress, summary
+    from rewriter.cli_show import Progress, picture, summary
 
     parse_backend(options["backend"])
     writable_artefact(folder)
-    if report is not None:
-        writable_file(report, others=(source, folder))
+    for path in (p for p in (report, front) if p is not None):
+        writable_file(path, others=(source, folder))
     sizes = parse_shapes(shapes)
     with Progress() as step:
         from rewriter.pipeline import compile
 
         result = compile(source, input_shapes=sizes or None, step=step, **options)
         step("writing")
-        with staged(report, result.report.to_json() + "\n"):
+        with staged(report, result.report.to_json() + "\n"), staged(front, picture(result.report)):
             result.save(folder)
     summary(result.report)
     print(f"runs on {result.backend}")

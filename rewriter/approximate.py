@@ -8,6 +8,7 @@ always an answer, and the one that stays where nothing else meets the budget or 
 from __future__ import annotations
 
 import math
+import re
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,7 @@ from rewriter.unit_cost import UnitCosts
 Array = np.ndarray
 Feed = Mapping[str, Any]
 Engine = Callable[[Feed], list[Any]]
+Plan = Sequence[Sequence[Approximation]]
 
 ROUNDS = 5
 """How often the program is solved and its answer measured."""
@@ -41,10 +43,16 @@ PATIENCE = 240.0
 """Seconds for measuring candidates one by one; what is left then does not compete."""
 FITTED = 48
 """Batches that are recorded."""
-SENSED = 8
+SENSED = 4
 """Batches of each split on which single candidates are measured; the choice is measured on all."""
 STRUCTURES = 0.5
 """The part of the budget that changes of structure may use; numbers in fewer bits come after them, and may use what is left."""
+ROOM = 0.6
+"""An answer that uses less of the budget than this leaves room for another plan."""
+SLACK = 0.7
+"""An answer that uses less of its bound than this is not the last one."""
+WORTH = 0.1
+"""What a unit of drift (the squared normalised error of the outputs) is taken to be worth of any metric at least, until a whole is measured."""
 FRONT = (0.25, 0.5, 2.0)
 """Parts of the budget for which the last program is solved again, to see what else could be had."""
 SLOWER = 0.98
@@ -101,11 +109,11 @@ class Approximated:
 
 
 def approximate(
-    exact: ir.Model, stages: Sequence[Sequence[Approximation]], data: CalibrationSet, metric: Callable[[Any, Any], float] | None, budget: Budget,
+    exact: ir.Model, plans: Sequence[Plan], data: CalibrationSet, metric: Callable[[Any, Any], float] | None, budget: Budget,
     again: Callable[[ir.Model], ir.Model], *, memory: bool = False, example: Sequence[Array] | None = None,
     engine: str = "onnxruntime", threads: int | None = None, progress: Callable[[str], None] = lambda _: None,
 ) -> Approximated:  # fmt: skip
-    """Choose approximations for ``exact`` and put them in: one stage after the other, the last with all that is left of the budget.
+    """Choose approximations for ``exact`` and put them in. Of the ``plans`` (stages of kinds of rewrites) the best answer stands.
 
     ``again``: the exact search, on a graph with approximations in it. ``memory``: bytes are what is to be small, not time.
     ``engine``: what times are measured on. Raises ``BudgetError`` for a metric or calibration inputs that cannot be used; whatever else fails
@@ -114,7 +122,7 @@ def approximate(
     with tempfile.TemporaryDirectory(prefix="rewriter-") as folder, Trials(folder, engine=engine, threads=threads) as trials:
         work = _Work(exact, data, metric, budget, trials, example, memory, progress)
         try:
-            return _approximate(work, stages, again)
+            return _approximate(work, plans, again)
         except BudgetError:
             raise
         except Exception as failure:  # noqa: BLE001 - all-exact is the answer whatever goes wrong
@@ -180,23 +188,59 @@ class _Work:
         return copy
 
 
-def _approximate(work: _Work, stages: Sequence[Sequence[Approximation]], again: Callable[[ir.Model], ir.Model]) -> Approximated:
-    told = _Told(work)
-    best: ir.Model | None = None
-    for number, kinds in enumerate(stages):
-        last = number == len(stages) - 1
+@dataclass
+class _Answer:
+    """What one plan came to: its last model and how that was measured; ``stages``: everything that was tried on the way."""
+
+    stages: list[_Stage] = field(default_factory=list)
+    model: ir.Model | None = None
+    point: Point | None = None
+
+
+@dataclass
+class _Stage:
+    measured: list[Measured]
+    refusals: list[Refusal]
+    search: _Search
+    chosen: set[int]
+
+
+def _approximate(work: _Work, plans: Sequence[Plan], again: Callable[[ir.Model], ir.Model]) -> Approximated:
+    """The best answer of all plans; one after the first is tried only while much of the budget is left."""
+    best, tried = _Answer(), []
+    for plan in plans:
+        if best.point is not None and best.point.error.upper > ROOM * work.budget.metric:
+            break
+        work.graph, work.lost = work.exact, Worsening(0.0, 0.0)
+        answer = _follow(work, plan, again)
+        tried.append(answer)
+        if answer.point is not None and (best.point is None or _better(work, answer.point, best.point)):
+            best = answer
+    return _Told(work, tried, best).result()
+
+
+def _follow(work: _Work, plan: Plan, again: Callable[[ir.Model], ir.Model]) -> _Answer:
+    """One stage after the other, each on what the one before left; the last may use all that is left of the budget."""
+    answer = _Answer()
+    for number, kinds in enumerate(plan):
+        last = number == len(plan) - 1
         candidates, refusals = _proposed(work, kinds)
         measured = _measured(work, candidates)
         problem, places = _problem(work, measured)
         search = _Search(work, measured, problem, places, again, work.budget.metric * (1.0 if last else STRUCTURES), last=last)
         model, point = search.run()
-        told.stage(measured, refusals, search, point)
+        answer.stages.append(_Stage(measured, refusals, search, {places[k] for k in point.chosen} if point is not None else set()))
         if model is not None and point is not None:
-            best = model
+            answer.model, answer.point = model, point
             work.go_on_from(model, point.error)
     part = work.budget.weight_bytes
-    fits = best is None or part is None or weight_bytes(best) <= part * work.exact_bytes
-    return told.result(best if fits else None)
+    if answer.point is not None and part is not None and answer.point.bytes > part * work.exact_bytes:
+        answer.model = answer.point = None
+    return answer
+
+
+def _better(work: _Work, a: Point, b: Point) -> bool:
+    return a.bytes < b.bytes if work.memory else a.latency_ms < SLOWER * b.latency_ms
 
 
 def _proposed(work: _Work, kinds: Sequence[Approximation]) -> tuple[list[Candidate], list[Refusal]]:
@@ -293,22 +337,60 @@ def _pays(work: _Work, one: Measured) -> bool:
 
 
 def _sense(work: _Work, competing: Sequence[Measured]) -> None:
-    """The error of each candidate alone, the most promising first."""
+    """The error of each candidate alone. Of a family at one site one is measured, and the others are taken to lose in proportion to what
+    they do to the site itself: the joint measurement has the last word. The most promising first.
+    """
+    families: dict[tuple[str, str], list[Measured]] = {}
+    for one in competing:
+        families.setdefault((one.candidate.site, _family(one.candidate)), []).append(one)
+    order = sorted(families.values(), key=lambda group: min(_promise(work, m) for m in group))
     end = time.monotonic() + PATIENCE
-    order = sorted(competing, key=lambda m: m.candidate.bytes if work.memory else m.latency)
-    for place, one in enumerate(order):
+    for place, group in enumerate(order):
         if time.monotonic() > end:
-            one.reason = "not measured: time was up"
+            for one in group:
+                one.reason = "not measured: time was up"
             continue
-        work.progress(f"measuring candidate {place + 1} of {len(order)}")
+        work.progress(f"measuring site {place + 1} of {len(order)}")
+        _sense_family(work, sorted(group, key=lambda m: m.candidate.layer_error))
+
+
+def _family(candidate: Candidate) -> str:
+    """``prune/channels`` of ``prune/channels-50%``; a candidate that does not know its own error is a family by itself."""
+    return re.split(r"-(?=\d|per-)", candidate.rewrite)[0] if math.isfinite(candidate.layer_error) else candidate.rewrite
+
+
+def _promise(work: _Work, one: Measured) -> float:
+    return one.candidate.bytes if work.memory else one.latency
+
+
+def _sense_family(work: _Work, group: Sequence[Measured]) -> None:
+    """``group``: by the error at the site. The one in the middle is measured, or the next that runs."""
+    middle = len(group) // 2
+    for known in [*group[middle:], *group[:middle]]:
         try:
-            outputs = work.outputs(work.substituted([one.candidate]), work.sensed.measuring)
+            outputs = work.outputs(work.substituted([known.candidate]), work.sensed.measuring)
         except Exception as failure:  # noqa: BLE001 - a candidate that cannot be put in does not compete
-            one.reason = f"the graph with it does not run: {' '.join(str(failure).split())}"
+            known.reason = f"the graph with it does not run: {' '.join(str(failure).split())}"
             continue
-        one.error, one.drift = work.quick.worsening(outputs), work.quick.drift(outputs)
-        if one.error.lower > work.budget.metric or not math.isfinite(one.error.mean):
-            one.reason = f"alone it loses {one.error.mean:.3g} (at least {one.error.lower:.3g} at 95 %), and the budget is {work.budget.metric:.3g}"
+        known.error, known.drift = work.quick.worsening(outputs), work.quick.drift(outputs)
+        break
+    else:
+        return
+    for one in group:
+        if not one.reason:
+            _infer(work, one, known)
+
+
+def _infer(work: _Work, one: Measured, known: Measured) -> None:
+    a, b = one.candidate.layer_error, known.candidate.layer_error
+    if one is not known:
+        factor = a / b if b > 0 else 1.0
+        one.drift = known.drift * factor
+        one.error = known.error.times(factor if work.judge.additive else math.sqrt(factor))
+    lower = one.error.lower
+    if lower > work.budget.metric or not math.isfinite(one.error.mean):
+        how = "" if one is known else "about "
+        one.reason = f"alone it loses {how}{one.error.mean:.3g} (at least {lower:.3g} at 95 %), and the budget is {work.budget.metric:.3g}"
 
 
 def _problem(work: _Work, measured: Sequence[Measured]) -> tuple[Problem, list[int]]:
@@ -339,6 +421,7 @@ class _Search:
     ) -> None:  # fmt: skip
         self._work, self._measured, self._problem, self._again = work, measured, problem, again
         self.places, self._bound, self._last = places, bound, last
+        self._before, self._lost = work.graph, work.lost
         self._worth = _worth([measured[k] for k in places]) if work.judge.additive else 1.0
         self._scale = 1.0
         self.exact_ms = math.nan
@@ -346,25 +429,38 @@ class _Search:
         self.reason = ""
 
     def run(self) -> tuple[ir.Model | None, Point | None]:
-        """The first answer that meets the budget, measured as a whole, and is faster (or smaller); None: the graph as it is."""
+        """The best answer that meets the budget, measured as a whole, and is faster (or smaller); None: the graph as it is.
+
+        After one that leaves much of the budget, the program is solved again with what it has taught; after one that misses, too.
+        """
+        best: tuple[ir.Model | None, Point | None] = None, None
         for number in range(ROUNDS):
             self._work.progress(f"choosing, round {number + 1}")
             taken = solve(self._additive(), self._room(self._bound), self._most_bytes())
-            if not taken:
-                self.reason = "no set of candidates meets the budget and pays" if taken is not None or number else self._no_answer()
-                return None, None
+            known = best[1]
+            if not taken or (known is not None and taken == known.chosen):
+                if known is None:
+                    self.reason = "no set of candidates meets the budget and pays" if taken is not None or number else self._no_answer()
+                return best
             model = self._again(self._materialised(taken))
             point = self._point(taken, self._work.trials.stored(model))
             said = self._verdict(point)
             self.rounds.append({**point.to_dict(), "verdict": said or "accepted"})
-            if not said:
-                return model, point
-            self._tighten(taken, point)
-        self.reason = f"none of {ROUNDS} answers was within the budget and better when measured as a whole"
-        return None, None
+            if said:
+                self._tighten(taken, point)
+                continue
+            if known is None or _better(self._work, point, known):
+                best = model, point
+            if point.error.upper > SLACK * self._bound:
+                return best
+            self._loosen(taken, point)
+        if best[1] is None:
+            self.reason = f"none of {ROUNDS} answers was within the budget and better when measured as a whole"
+        return best
 
     def front(self) -> list[Point]:
-        """What the program answers for other budgets, measured as substituted."""
+        """What the program answers for other budgets, put into the graph that this stage began with."""
+        self._work.graph, self._work.lost = self._before, self._lost
         points: dict[frozenset[int], Point] = {}
         for part in FRONT:
             self._work.progress(f"the front: {part:g} of the budget")
@@ -433,7 +529,21 @@ class _Search:
         if not missed > self._bound:
             return
         lost, left = self._beyond(missed), self._room(self._bound)
+        drift = sum(self._measured[self.places[k]].drift for k in taken)
+        if self._work.judge.additive and math.isfinite(lost) and drift > 0:
+            self._worth, self._scale = max(1.1 * self._worth * self._scale, lost / drift), 1.0
+            return
         self._scale *= max(1.1, lost / left) if math.isfinite(lost) and left > 0 else 4.0
+
+    def _loosen(self, taken: frozenset[int], point: Point) -> None:
+        """The whole lost much less than was predicted: errors count for what they were seen to be, with half as much again for safety."""
+        lost = max(1.5 * self._beyond(max(0.0, point.error.upper)), 0.0)
+        drift = sum(self._measured[self.places[k]].drift for k in taken)
+        if self._work.judge.additive and drift > 0:
+            self._worth, self._scale = min(self._worth * self._scale, max(lost / drift, WORTH / 10)), 1.0
+            return
+        known = sum(self._error(k) for k in taken) * self._scale
+        self._scale *= min(1.0, max(lost / known, 0.1)) if known > 0 else 1.0
 
     def _beyond(self, error: float) -> float:
         """What this stage lost, in the unit in which errors add."""
@@ -444,38 +554,33 @@ class _Search:
 def _worth(measured: Sequence[Measured]) -> float:
     """How much of the metric a unit of drift is worth, from all candidates together: one alone, on few samples, tells little."""
     drift = sum(m.drift for m in measured)
-    return max(0.0, sum(m.error.mean for m in measured)) / drift if drift > 0 else 0.0
+    return max(WORTH, sum(m.error.mean for m in measured) / drift if drift > 0 else 0.0)
 
 
 class _Told:
-    """What the report says."""
+    """What the report says of all that was tried."""
 
-    def __init__(self, work: _Work) -> None:
-        self._work = work
+    def __init__(self, work: _Work, tried: Sequence[_Answer], best: _Answer) -> None:
+        self._work, self._best, self._point = work, best, best.point
         self._sites: list[tuple[Measured, bool]] = []
-        self._refused: list[Refusal] = []
-        self._rounds: list[dict[str, Any]] = []
-        self._front: list[Point] = []
-        self._point: Point | None = None
-        self._reasons: list[str] = []
+        self._refused: dict[Refusal, None] = {}
+        stages = [(stage, answer is best) for answer in tried for stage in answer.stages]
+        for stage, won in stages:
+            for k, one in enumerate(stage.measured):
+                taken = won and k in stage.chosen
+                if not taken and not one.reason:
+                    one.reason = "not part of the best answer within the budget" if self._point is not None else stage.search.reason
+                self._sites.append((one, taken))
+            self._refused |= dict.fromkeys(stage.refusals)
+        self._rounds = [r for stage, _ in stages for r in stage.search.rounds]
+        self._reasons = list(dict.fromkeys(stage.search.reason for stage, _ in stages if stage.search.reason))
+        last = best.stages[-1] if best.stages else None
+        self._front = [best.point, *(last.search.front() if last is not None and last.chosen else [])] if best.point is not None else []
 
-    def stage(self, measured: Sequence[Measured], refusals: Sequence[Refusal], search: _Search, point: Point | None) -> None:
-        chosen = {search.places[k] for k in point.chosen} if point is not None else set()
-        for k, one in enumerate(measured):
-            if k not in chosen and not one.reason:
-                one.reason = "not part of the best answer within the budget" if point is not None else search.reason
-        self._sites += [(one, k in chosen) for k, one in enumerate(measured)]
-        self._refused += refusals
-        self._rounds += search.rounds
-        self._reasons += [search.reason] if search.reason else []
-        if point is not None:
-            self._point = point
-            self._front = [point, *search.front()]
-
-    def result(self, model: ir.Model | None) -> Approximated:
-        work, point = self._work, self._point if model is not None else None
-        chosen = [m for m, taken in self._sites if taken] if point is not None else []
-        front = [p.to_dict() for p in self._front] if point is not None else []
+    def result(self) -> Approximated:
+        work, point = self._work, self._point
+        chosen = [m for m, taken in self._sites if taken]
+        front = [p.to_dict() for p in self._front]
         section = {
             "budget": {"metric": work.budget.metric, "weight_bytes": work.budget.weight_bytes, "latency": work.budget.latency},
             "metric": {
@@ -483,14 +588,14 @@ class _Told:
                 "upper": None if point is None else point.error.upper,
             },
             "samples": work.data.samples, "splits": [len(s) for s in work.data.splits], "chosen": len(chosen), "rounds": self._rounds,
-            "stopped": "; ".join(dict.fromkeys(self._reasons)), "sites": [m.to_dict(taken and point is not None) for m, taken in self._sites],
+            "stopped": "; ".join(self._reasons), "sites": [m.to_dict(taken) for m, taken in self._sites],
             "refused": [{"rule": r.rewrite, "site": r.site, "reason": r.reason} for r in self._refused],
             "front": pareto(front), "correlation": correlation(front),
         }  # fmt: skip
         declined = [{"rule": m.candidate.rewrite, "site": m.candidate.site, "reason": m.reason} for m, _ in self._sites if m.reason]
         declined += [{"rule": r.rewrite, "site": r.site, "reason": r.reason} for r in self._refused]
         notes = [*work.data.warnings, *work.judge.notes, self._sentence(chosen, point)]
-        return Approximated(model, section, _rewrites(chosen), declined, notes, None if model is None else _engine_check(work))
+        return Approximated(self._best.model, section, _rewrites(chosen), declined, notes, None if point is None else _engine_check(work))
 
     def _sentence(self, chosen: Sequence[Measured], point: Point | None) -> str:
         if point is None:

@@ -92,10 +92,22 @@ def summary(report: Report) -> None:
     if len(report.declined) > DECLINED:
         print(f"declined {len(report.declined) - DECLINED} more: --report FILE lists all")
     print(_verified(report))
+    from rewriter.front import HEAD, rows
+
+    front = (report.budget or {}).get("front")
+    if front:
+        table(HEAD, rows(front))
     for backend, ms in (report.latency or {}).items():
         print(f"{backend}: {_ms(ms['before_ms'])} -> {_ms(ms['after_ms'])}")
     for note in report.notes:
         print(note)
+
+
+def picture(report: Report) -> str:
+    """The front of an approximate compile as SVG; without points where there is none."""
+    from rewriter.front import plot
+
+    return plot((report.budget or {}).get("front", []))
 
 
 def _ms(milliseconds: float | None) -> str:

@@ -32,6 +32,9 @@ class Worsening:
         """The bound on the other side."""
         return 2 * self.mean - self.upper if math.isfinite(self.mean) else self.mean
 
+    def times(self, factor: float) -> Worsening:
+        return Worsening(self.mean * factor, self.upper * factor, tuple(s * factor for s in self.splits))
+
 
 def bounded(splits: Sequence[float]) -> Worsening:
     """Mean and Student's bound: mean + t s / sqrt(k)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,6 +22,7 @@ from passes.approximate.linear_attention import LinearAttention
 from passes.approximate.pruned_channels import PrunedChannels
 from passes.approximate.rounding import activation_codes, fitted_codes, output_error, rounded, symmetric_scales
 from passes.approximate.substitution import Substitution
+from passes.approximate.transported_scales import TransportedScales, reparameterised
 from passes.approximate.truncated_kernels import TruncatedKernels
 from passes.calibrate import Feed, record, with_outputs
 from passes.drop_dead import drop_dead
@@ -142,6 +144,33 @@ def test_zero_is_a_code(middle: float, spread: float, seed: int) -> None:
     assert codes.scale > 0
 
 
+# Scales of channels (62)
+
+
+def test_codes_of_the_tensor_are_those_of_the_channels() -> None:
+    x = (normal(2000, 64) * np.exp(normal(64)) + normal(64)).astype(np.float64)
+    low, high = x.min(axis=0), x.max(axis=0)
+    whole, r, b = reparameterised(low, high)
+    scales, zeros = (r.astype(np.float64) * whole.scale), np.round(whole.zero - b / whole.scale)
+    channels = np.round(x / scales) + zeros
+    tensor = np.round((x / r.astype(np.float64) - whole.scale * np.round(b / whole.scale)) / whole.scale) + whole.zero
+    ties = np.abs(x / scales - np.floor(x / scales) - 0.5) < 1e-6
+    assert x.size >= 1e5
+    np.testing.assert_array_equal(channels[~ties], tensor[~ties])
+
+
+def test_uneven_channels_lose_less_when_their_scales_move() -> None:
+    spread = np.where(np.arange(64) % 16 == 0, 60.0, 1.0).astype(np.float32)
+    exact = model("main (float[8,64] x) => (float[8,80] y) { h = MatMul(x, w) y = Relu(h) }", w=normal(64, 80) / spread[:, None])
+    feeds = [{"x": normal(8, 64) * spread} for _ in range(32)]
+    (moved,) = candidates(TransportedScales(), exact, feeds)
+    plain = next(c for c in candidates(Int8Products(), exact, feeds) if c.rewrite == "quantise/int8-per-channel")
+    assert lost(exact, moved, feeds[3]) < 0.5 * lost(exact, plain, feeds[3])
+    even = [{"x": normal(8, 64)} for _ in range(32)]
+    (refused,) = proposed(TransportedScales(), exact, even)
+    assert isinstance(refused, Refusal) and "similar ranges" in refused.reason
+
+
 # Binary codes (18)
 
 
@@ -157,7 +186,7 @@ def test_binary_codes_get_better_with_every_round_and_bit() -> None:
     last = 1.0
     for bits in (1, 2, 3, 4):
         _, signs, errors = binary_codes(w, bits)
-        assert all(b <= a + 1e-12 for a, b in zip(errors, errors[1:], strict=False))
+        assert all(b <= a + 1e-12 for a, b in itertools.pairwise(errors))
         assert errors[-1] < last
         assert set(np.unique(signs)) == {-1, 1}
         last = errors[-1]
@@ -273,8 +302,7 @@ def test_channels_that_others_can_stand_for_go_for_nothing(name: str) -> None:
 def attention(masked: bool = False) -> ir.Model:
     add = "s = Add(m, mask)" if masked else "s = Identity(m)"
     body = f"main (float[1,2,16,8] q, float[1,2,8,16] k, float[1,2,16,8] v) => (float[1,2,16,8] y) {{ a = MatMul(q, k) m = Mul(a, c) {add} p = Softmax<axis=-1>(s) y = MatMul(p, v) }}"
-    found = model(body, c=np.array(0.35, np.float32), **({"mask": np.triu(np.full((16, 16), -1e9, np.float32), 1)} if masked else {}))
-    return found
+    return model(body, c=np.array(0.35, np.float32), **({"mask": np.triu(np.full((16, 16), -1e9, np.float32), 1)} if masked else {}))
 
 
 def _attention_feeds() -> list[Feed]:

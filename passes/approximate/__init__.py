@@ -1,4 +1,4 @@
-"""Approximate rewrites, one file each; what competes under a budget (``rewriter.approximate``), in two stages."""
+"""Approximate rewrites, one file each; what competes under a budget (``rewriter.approximate``), by itself or in stages."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from passes.approximate.int8_products import Int8Products
 from passes.approximate.linear_attention import LinearAttention
 from passes.approximate.low_rank import LowRank
 from passes.approximate.pruned_channels import PrunedChannels
+from passes.approximate.transported_scales import TransportedScales
 from passes.approximate.truncated_kernels import TruncatedKernels
 
 STRUCTURES: tuple[Approximation, ...] = (
     AveragedExperts(), DroppedBlocks(), ConstantGates(), PrunedChannels(), LowRank(), TruncatedKernels(), LinearAttention()
 )  # fmt: skip
 """Fewer operators, or smaller ones."""
-NUMBERS: tuple[Approximation, ...] = (Int8Products(), BlockwiseWeights())
+NUMBERS: tuple[Approximation, ...] = (Int8Products(), TransportedScales(), BlockwiseWeights())
 """The same operators on numbers of fewer bits."""
 BYTES: tuple[Approximation, ...] = (BinaryCodes(), FewLevels())
 """Weights that are unpacked when they are read: they save no time, and compete where bytes count."""
 ALL = STRUCTURES + NUMBERS + BYTES
 
 
-def competing(*, for_bytes: bool) -> tuple[tuple[Approximation, ...], ...]:
-    """The stages. What is left to the last is what fits any structure."""
-    return STRUCTURES, NUMBERS + (BYTES if for_bytes else ())
+def competing(*, for_bytes: bool) -> tuple[tuple[tuple[Approximation, ...], ...], ...]:
+    """Plans, each a sequence of stages: numbers alone; structure, and then numbers on whatever is left of it."""
+    numbers = NUMBERS + (BYTES if for_bytes else ())
+    return (numbers,), (STRUCTURES, numbers)

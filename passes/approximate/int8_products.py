@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from passes.approximate.candidate import Candidate, Refusal, Site, Wanted
 from passes.approximate.products import Product, moments, patches, products
-from passes.approximate.rounding import activation_codes, fitted_codes, output_error, rounded, symmetric_scales
+from passes.approximate.rounding import activation_codes, activation_error, fitted_codes, output_error, rounded, symmetric_scales
 from passes.approximate.substitution import Codes, Substitution
 
 Array = np.ndarray
@@ -53,6 +53,15 @@ class Int8Products:
         gram = moments(product, seen)
         return [c for each in (True, False) for c in self._candidates(product, source, target, gram, site, per_channel=each)]
 
+    @staticmethod
+    def _activation_error(product: Product, source: Codes, target: Codes | None, gram: Array | None, site: Site) -> float:
+        """What the codes of inputs and outputs add to it: ``E[d²] ||W||² / E||W x||²`` for independent errors d."""
+        weights, result = product.weights.astype(np.float64), site.recorded[product.result].numbers()
+        energy = float(np.sum((weights @ gram) * weights)) if gram is not None else float(np.mean(result.astype(np.float64) ** 2)) * len(weights)
+        lost = activation_error(site.recorded[product.input].numbers(), source) * float(np.sum(weights**2))
+        after = activation_error(result, target) / max(float(np.mean(result.astype(np.float64) ** 2)), 1e-30) if target is not None else 0.0
+        return lost / max(energy, 1e-30) + after
+
     def _candidates(
         self, product: Product, source: Codes, target: Codes | None, gram: Array | None, site: Site, *, per_channel: bool
     ) -> Iterator[Candidate]:
@@ -63,7 +72,7 @@ class Int8Products:
             scales = np.full(len(weights), symmetric_scales(weights.reshape(1, -1), 8)[0], np.float32)
         codes = fitted_codes(weights, scales, 8, gram) if gram is not None and per_channel else rounded(weights, scales, 8)
         approximated = codes * scales[:, None]
-        error = output_error(weights, approximated, gram)
+        error = output_error(weights, approximated, gram) + self._activation_error(product, source, target, gram, site)
         bias = product.bias
         if product.is_convolution and per_channel:
             bias = _corrected(product, approximated, source, site)

@@ -33,6 +33,13 @@ def activation_codes(numbers: Array, low: float, high: float, bits: int = 8) -> 
     return best[1]
 
 
+def activation_error(numbers: Array, codes: Codes) -> float:
+    """The mean square of what the codes lose."""
+    sample = numbers[:: max(1, numbers.size // ENOUGH)].astype(np.float32)
+    coded = (np.clip(np.round(sample / codes.scale) + codes.zero, 0, 255) - codes.zero) * codes.scale
+    return float(np.mean((coded - sample) ** 2)) if sample.size else 0.0
+
+
 def symmetric_scales(weights: Array, bits: int, importance: Array | None = None) -> Array:
     """One scale a row of ``weights`` [rows, depth] for codes in -(2^(bits-1)-1) .. 2^(bits-1)-1, of least square error.
 

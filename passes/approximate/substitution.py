@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,7 @@ class Substitution:
         self.editor = Editor(model)
         self._values = {v.name or "": v for n in model.graph for v in n.outputs} | {v.name or "": v for v in model.graph.inputs}
         self._decoded: dict[str, ir.Value] = {}
+        self._made: dict[str, str] = {}
 
     def value(self, name: str) -> ir.Value:
         """The value that now stands for the exact graph's ``name``."""
@@ -65,9 +67,20 @@ class Substitution:
         key = f"{name}\0{codes}"
         if key not in self._decoded:
             source = self.value(name)
-            first = self._first_reader(source)
+            first = self.first_reader(source)
             self._decoded[key] = self._pair(source, codes, first)
         return self._decoded[key]
+
+    def once(self, key: str, make: Callable[[], str]) -> str:
+        """What ``make`` gave when it was first called with this key: the name of a value."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def named(self, value: ir.Value) -> str:
+        """The name of a value that a candidate made, by which it is found from now on."""
+        self._values[value.name or ""] = value
+        return value.name or ""
 
     def codes(self, name: str, codes: Codes) -> ir.Value:
         """The codes themselves, of the same quantiser."""
@@ -100,10 +113,15 @@ class Substitution:
             before, "DequantizeLinear", [quantised, scale, zero], dtype=source.dtype, shape=source.shape, hint=f"{source.name}_decoded"
         )
 
-    def _first_reader(self, source: ir.Value) -> ir.Node:
-        """The first node of the graph that reads it: what is made of it is made before that."""
+    def first_reader(self, source: ir.Value) -> ir.Node:
+        """The first node of the graph that reads it, or the one after its maker: what is made of it is made before that."""
         readers = {use.node for use in source.uses()}
-        return next(node for node in self.model.graph if node in readers)
+        after = False
+        for node in self.model.graph:
+            if node in readers or (after and not readers):
+                return node
+            after |= node is source.producer()
+        raise ValueError(f"nothing reads {source.name!r}")
 
     def stored(self, array: Array, hint: str) -> ir.Value:
         """A weight."""

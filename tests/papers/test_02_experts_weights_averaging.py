@@ -6,12 +6,17 @@ import copy
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from papers.fixture import Paper, each, normal, plain, through
+from papers.fixture import Paper, each, from_onnx, normal, plain, through, truth
+from passes.approximate.averaged_experts import AveragedExperts
+from passes.approximate.candidate import Candidate, Site
+from passes.approximate.substitution import Substitution
+from passes.drop_dead import drop_dead
 
 PAPER = Paper(2, "one expert's multiplications and weights, within the budget")
 WIDTH, HIDDEN, EXPERTS = 32, 64, 4
@@ -88,13 +93,23 @@ def calibration() -> list[np.ndarray]:
 
 
 @each(modules=Experts, functional=FunctionalExperts)
-def test_close_experts_become_one(module: Any, door: str, record: Any) -> None:
-    outcome = through(door, module(), inputs(), calibration=calibration(), **OPTIONS)
-    report = outcome.result.report
-    assert any(r["rule"] == "average-experts-4" for r in report.rewrites), report.notes
-    assert outcome.macs == plain(Plain, inputs, as_built=True).macs and report.budget is not None
-    assert report.after.weight_bytes <= 0.3 * report.before.weight_bytes
-    assert 0 < outcome.error < 0.01 and report.budget["metric"]["upper"] <= 0.01
+def test_close_experts_can_become_one(module: Any, door: str) -> None:
+    """Offered within the budget, in whatever way the sum is written; what else competes for bytes may be better still."""
+    report = through(door, module(), inputs(), calibration=calibration(), **OPTIONS).result.report
+    assert report.budget is not None and report.budget["metric"]["upper"] <= OPTIONS["budget"]
+    (site,) = (s for s in report.budget["sites"] if s["rewrite"] == "average-experts-4")
+    assert site["upper"] < 1e-4 and site["bytes"] < 0
+
+
+def test_one_expert_is_left(record: Any) -> None:
+    """Nothing but the average competes: then it is the plain layer."""
+    found, base = through("torch", Experts(), inputs()), plain(Plain, inputs, as_built=True)
+    graph = found.result.ir_model.clone()
+    (candidate,) = (c for c in AveragedExperts().propose(Site(graph, {})) if isinstance(c, Candidate) and c.rewrite.endswith("-4"))
+    candidate.apply(Substitution(graph))
+    outcome = from_onnx(ir.to_proto(drop_dead(graph)), [[x.numpy() for x in inputs()]], [truth(Experts(), inputs())])
+    assert outcome.macs == base.macs and outcome.ops == base.ops and outcome.error < 1e-4
+    assert outcome.weight_bytes <= 0.3 * sum(p.numel() * 4 for p in Experts().parameters())
     record(PAPER, outcome)
 
 
