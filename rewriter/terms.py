@@ -87,6 +87,7 @@ OPERATORS: dict[str, Operator] = {
         Operator("middle", "t", True),
         Operator("sign", "t", True),
         Operator("tile", "tii", True),
+        Operator("padded", "tii", True),
         Operator("transposed", "t", True),
         Operator("block_compose", "ttii", True),
         Operator("block_sum", "ttii", True),
@@ -568,6 +569,12 @@ class Arrays:
     def tile(v: np.ndarray, p: int, q: int) -> np.ndarray:
         """Every element q times, and all of that p times."""
         return np.tile(np.repeat(v, q), p)
+
+    @staticmethod
+    def padded(a: np.ndarray, n: int, m: int) -> np.ndarray:
+        """n zeros before, and m after, along the last axis."""
+        zeros = [np.repeat(a[..., :1] * 0, k, -1) for k in (n, m)]
+        return np.concatenate([zeros[0], a, zeros[1]], -1)
 
     @staticmethod
     def transposed(a: np.ndarray) -> np.ndarray:
