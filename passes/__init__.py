@@ -22,6 +22,7 @@ from passes.recognise_recurrence import recognise_recurrence
 from passes.recognise_relu import recognise_relu
 from passes.recognise_rmsnorm import recognise_rmsnorm
 from passes.sequence_to_split import sequence_to_split
+from passes.sum_to_einsum import sum_to_einsum
 from rewriter.infer_onnx import infer
 
 Pass = Callable[[ir.Model], ir.Model]
@@ -41,6 +42,7 @@ NORMALISE: tuple[Pass, ...] = (
     recognise_rmsnorm,
     recognise_gelu,
     batchnorm_to_affine,
+    sum_to_einsum,
     einsum_to_matmul,
     gemm_to_matmul,
 )
