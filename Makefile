@@ -30,6 +30,7 @@ bench: .venv/ready .zoo/ready  ## the tables of the README: latency, engines, gr
 	$(RUN) -m benchmarks.engines
 	$(RUN) -m benchmarks.engines --structured
 	$(RUN) -m benchmarks.engines --int8
+	$(RUN) -m benchmarks.engines --growth --only 'ONNX Runtime,OpenVINO,TVM alone'
 	$(RUN) -m benchmarks.memory
 	$(RUN) -m benchmarks.scale
 	$(RUN) -m benchmarks.tensat

@@ -52,6 +52,32 @@ def quantised(write: Callable[[Path], Feed], inputs: Inputs, operators: Sequence
     return quantise
 
 
+def in_blocks(write: Callable[[Path], Feed], bits: int, block: int) -> Callable[[Path], Feed]:
+    """What ``write`` makes, the weights of its products rounded to ``bits`` with a scale for each ``block`` of depth; activations stay floats."""
+
+    def store(stem: Path) -> Feed:
+        from passes.approximate.blockwise_weights import InBlocks, coded
+        from passes.approximate.products import products
+        from passes.approximate.substitution import Substitution
+        from passes.drop_dead import drop_dead
+        from rewriter.read_onnx import read_onnx
+        from rewriter.write_onnx import write_onnx
+
+        with tempfile.TemporaryDirectory(prefix="rewriter-") as folder:
+            plain = Path(folder, stem.name)
+            feed = write(plain)
+            model = read_onnx(plain.with_suffix(".onnx"))
+            graph = Substitution(model)
+            for product in list(products(model)):
+                if not product.is_convolution and product.weights.shape[1] % block == 0:
+                    InBlocks(product, *coded(product.weights, None, bits, block), bits, block)(graph)
+            drop_dead(model)
+            write_onnx(model, stem.with_suffix(".onnx"))
+        return feed
+
+    return store
+
+
 def noisy(feed: Feed) -> Iterator[Feed]:
     """Floats as they are, and with noise of a tenth of their spread; integers as they are."""
     random = np.random.default_rng(0)

@@ -37,6 +37,14 @@ def pack_weights(model: ir.Model) -> list[str]:
     return packed
 
 
+def pack_weight(value: ir.Value, reader: ir.Node, editor: Editor) -> bool:
+    """One weight as codes and a table, unpacked before ``reader``, the first node that reads it; False where that is no smaller."""
+    plan = None if value.const_value is None else _plan(value.const_value.numpy())
+    if plan is not None:
+        _unpack(value, *plan, reader, editor)
+    return plan is not None
+
+
 def _plan(array: np.ndarray) -> tuple[np.ndarray, np.ndarray, int] | None:
     """The table of different bit patterns, each element's place in it, and bits a place; None where that is no smaller."""
     flat = np.ascontiguousarray(array).reshape(-1)

@@ -3,6 +3,7 @@
     rewriter.optimize(model, example_inputs)    a model in, a smaller equal ONNX model out, and a report
     rewriter.compile(model, example_inputs)     the same, ready to call
     rewriter.load(directory)                    a compiled model from disk, without torch and without egglog
+    rewriter.merge(models, base=base)           one model of several that were trained from the same one
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from rewriter.artefact import load
     from rewriter.compiled import Compiled
     from rewriter.egraph import Limits
+    from rewriter.merging import merge
     from rewriter.pipeline import Optimized, compile, optimize
     from rewriter.report import Report
     from rewriter.rule import Rule
@@ -31,7 +33,7 @@ __version__ = "0.1.0"
 # Loaded on first use: `load` must start fast, and needs none of the search.
 _HOME = {
     "Compiled": "compiled", "Limits": "egraph", "Optimized": "pipeline", "Report": "report", "Rule": "rule", "compile": "pipeline",
-    "load": "artefact", "optimize": "pipeline",
+    "load": "artefact", "merge": "merging", "optimize": "pipeline",
 }  # fmt: skip
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
     "VerificationFailed",
     "compile",
     "load",
+    "merge",
     "optimize",
 ]
 

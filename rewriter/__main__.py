@@ -162,6 +162,27 @@ def bench(source: str, against: str, backend: str, rounds: int, threads: int | N
 
 
 @program.command()
+@click.argument("base", metavar="BASE.onnx")
+@click.argument("sources", nargs=-1, required=True, metavar="IN.onnx...")
+@click.option("-o", "--output", "target", required=True, metavar="OUT.onnx", help="The merged model.")
+@click.option("--ratio", type=float, default=0.1, show_default=True, help="Part of each model's weights that may change the base's.")
+@click.option("--scale", type=float, default=1.0, show_default=True, help="Factor of the changes.")
+@click.option("--keep", multiple=True, metavar="PATTERN", help="Weights that stay the base's, as in 'head.*' (repeatable).")
+def merge(base: str, sources: Sequence[str], target: str, ratio: float, scale: float, keep: Sequence[str]) -> None:
+    """Write one model of several that were trained from BASE.onnx: parameter competition balancing. It is no equality: measure it."""
+    from rewriter.cli_files import writable_file
+    from rewriter.cli_show import Progress
+
+    writable_file(target, others=(base, *sources))
+    with Progress() as step:
+        from rewriter.merging import merge
+        from rewriter.write_onnx import write_onnx
+
+        step("merging")
+        write_onnx(merge(sources, base=base, ratio=ratio, scale=scale, keep=keep), target)
+
+
+@program.command()
 @click.argument("one", metavar="A.onnx")
 @click.argument("other", metavar="B.onnx")
 def check(one: str, other: str) -> int:

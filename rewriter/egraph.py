@@ -7,6 +7,7 @@ so that its imports cost nothing. Terms are text; see ``rewriter.encode`` for ho
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -18,12 +19,15 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from rewriter import analysis
 from rewriter.errors import RewriterError
 from rewriter.rule import Rule
+from rewriter.store import Answers
 from rewriter.terms import FACTS, MINUS_ONE, OPERATORS, TABLES, declarations
 
 CHUNK = 20
@@ -83,10 +87,15 @@ class Frozen:
 
 
 class Saturator:
-    """The child process. ``start`` early, ``saturate`` when the program is ready; usable again and again."""
+    """The child process. ``start`` early, ``saturate`` when the program is ready; usable again and again.
 
-    def __init__(self) -> None:
+    A program that was saturated before, by whichever process, is answered by what came of it then: weights are no part of a program,
+    but for the facts about them.
+    """
+
+    def __init__(self, answers: Answers | None = None) -> None:
         self._child: subprocess.Popen[str] | None = None
+        self._answers = answers or Answers()
 
     def start(self) -> None:
         if self._child is None or self._child.poll() is not None:
@@ -98,25 +107,37 @@ class Saturator:
 
     def saturate(self, program: Program) -> Frozen:
         """The program's e-graph at its fixpoint or limit. Raises ``SearchFailed``; the child is fresh again afterwards."""
-        self.start()
-        assert self._child is not None and self._child.stdin is not None
-        request = {"preamble": preamble(program), "lines": list(program.lines), "rows": dict(program.rows), "limits": asdict(program.limits)}
-        try:
-            self._child.stdin.write(json.dumps(request, default=int) + "\n")
-            self._child.stdin.flush()
-            answer = json.loads(self._read_line(program.limits.seconds))
-        except (BrokenPipeError, ValueError, TimeoutError) as failure:
-            self.stop()
-            limits = program.limits
-            raise SearchFailed(
-                f"the search stopped ({failure or 'the process died'}): over {limits.seconds:g} s or {limits.memory_mb} MB; raise limits="
-            ) from None
+        asked = {"preamble": preamble(program), "lines": list(program.lines), "rows": dict(program.rows), "limits": asdict(program.limits)}
+        request = json.dumps(asked, default=int)
+        question = _versions() + request
+        known = self._answers.find(question)
+        text = known if known is not None else self._asked(request, program.limits)
+        answer = json.loads(text)
         if "error" in answer:
             raise SearchFailed(f"egglog refused the program: {answer['error']}")
+        if known is None and answer["stop"] != "seconds":  # another time there may be more of them
+            self._answers.keep(question, text)
         nodes = [(o, c, tuple(a), t) for o, c, a, t in answer["nodes"]]
         rows = {kind: {k: [tuple(r) for r in v] for k, v in answer[kind].items()} for kind in ("facts", "near")}
         model = dict(enumerate(answer["model"]))
         return Frozen(nodes, model, rows["facts"], rows["near"], answer["matches"], answer["rounds"], answer["seconds"], answer["stop"])
+
+    def _asked(self, request: str, limits: Limits) -> str:
+        """The child's answer, a JSON object."""
+        self.start()
+        assert self._child is not None and self._child.stdin is not None
+        try:
+            self._child.stdin.write(request + "\n")
+            self._child.stdin.flush()
+            text = self._read_line(limits.seconds)
+            if not text.endswith("\n"):
+                raise ValueError("its answer was cut off")
+            return text
+        except (BrokenPipeError, ValueError, TimeoutError) as failure:
+            self.stop()
+            raise SearchFailed(
+                f"the search stopped ({failure or 'the process died'}): over {limits.seconds:g} s or {limits.memory_mb} MB; raise limits="
+            ) from None
 
     def _read_line(self, seconds: float) -> str:
         assert self._child is not None and self._child.stdout is not None
@@ -177,6 +198,12 @@ def _loader(head: str) -> str:
 
 def _rows_of(head: str) -> str:
     return "rows_" + head.replace("/", "_")
+
+
+@cache
+def _versions() -> str:
+    """What decides what comes of a program, beside the program."""
+    return f"egglog {version('egglog')} {hashlib.sha256(Path(__file__).read_bytes()).hexdigest()}\n"
 
 
 class _Session:

@@ -21,6 +21,7 @@ import backends
 from backends.isolated import Isolated
 from backends.program import Program
 from passes import normalise
+from passes.approximate import competing
 from passes.collapse_stream import NAME as COLLAPSE
 from passes.collapse_stream import collapse_stream
 from passes.compose import compose
@@ -41,6 +42,10 @@ from passes.recognise_recurrence import RESTS
 from passes.recognise_rmsnorm import recognise_rmsnorm
 from passes.saturate import Decline, Search, saturate
 from passes.share_weights import share_weights
+from rewriter.approximate import Approximated, approximate
+from rewriter.budget import Budget
+from rewriter.budget import parse as parse_budget
+from rewriter.calibration import read_calibration
 from rewriter.compiled import Compiled
 from rewriter.cost import Prices, Rates
 from rewriter.edit import dims, graphs, tensor
@@ -49,13 +54,14 @@ from rewriter.encode import digest
 from rewriter.errors import BudgetError, InvalidInput, InvalidModel, RewriterError, VerificationFailed
 from rewriter.graph import Summary, summarise, weight_bytes
 from rewriter.infer_onnx import infer
-from rewriter.race import Outcome, Race, build_options
+from rewriter.race import Differs, Outcome, Race, build_options
 from rewriter.race import parse as race_engines
 from rewriter.read_onnx import read_onnx
 from rewriter.remarks import filled_zeros, mixed_samples
 from rewriter.report import Report
 from rewriter.rule import Rule
 from rewriter.structure import Structure
+from rewriter.verdicts import Verdicts
 from rewriter.verify import SIZES, Case, Feed, Oracle, Verification, feeds
 from rewriter.weights import LAW, WeightProgram
 from rewriter.write_onnx import ONE_FILE, write_onnx
@@ -78,6 +84,8 @@ class Optimized:
     example: list[np.ndarray] | None = None
     oracle: Oracle = field(default_factory=Oracle)
     """The original's outputs, on the example and on made-up inputs."""
+    differs: Differs | None = None
+    """Of an approximate result: why what an engine computes loses more than the budget allows, or nothing."""
 
     @property
     def model(self) -> onnx.ModelProto:
@@ -127,7 +135,8 @@ def optimize(
     ``Limits``. ``input_shapes``: freezes symbolic dimensions. Raises ``RewriterError`` for a model or an option that is wrong; never
     because a search failed: then the model comes back as it was, and the report says so.
     """
-    _check_options(objective, budget, calibration, metric)
+    _check_objective(objective)
+    allowed = _allowed(budget, calibration, metric)
     chosen = _rules(rules, disable)
     bounds = _limits(limits)
     watch = _Watch(step)
@@ -137,7 +146,8 @@ def optimize(
         bench = _Bench(stack.enter_context(Isolated()), stack.enter_context(tempfile.TemporaryDirectory(prefix="rewriter-")))
         watch("reading")
         source = _read(model, example_inputs, constants, input_shapes)
-        return _optimize(source, chosen, bounds, Prices.for_objective(objective), saturator, bench, watch)
+        search = _Searcher(chosen, bounds, Prices.for_objective(objective), saturator, bench, watch)
+        return _optimised(source, search, allowed)
 
 
 def compile(
@@ -167,26 +177,30 @@ def compile(
     build. ``threads``: of whichever backend runs; all physical cores if None. ``target``: "cpu", or "cuda" ("cuda:sm_86" for GPUs of that
     kind): TVM compiles for a GPU, which need not be here, and nothing is measured. Raises ``RewriterError``.
     """
-    _check_options(objective, budget, calibration, metric)
+    _check_objective(objective)
+    allowed = _allowed(budget, calibration, metric)
     _check_tune(tune)
     engines = race_engines(_on(target, backend), tune)
     chosen, bounds, watch = _rules(rules, disable), _limits(limits), _Watch(step)
     with ExitStack() as stack:
         stack.enter_context(_no_collections())
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="rewriter-"))
-        saturator = stack.enter_context(Saturator())
-        bench = _Bench(stack.enter_context(Isolated()), folder)
+        saturator, isolated = stack.enter_context(Saturator()), stack.enter_context(Isolated())
+        bench = _Bench(isolated, folder)
         race = stack.enter_context(Race(engines, bench.before, bench.after, os.path.join(folder, "winner"), threads=threads, tune=tune))
         bench.before_is_there = race.load_before
         watch("reading")
         source = _read(model, example_inputs, constants, input_shapes)
         prices = Prices.for_objective(objective, _rates(engines, threads) if target == "cpu" else None)
-        result = _optimize(source, chosen, bounds, prices, saturator, bench, watch)
+        result = _optimised(source, _Searcher(chosen, bounds, prices, saturator, bench, watch, threads, _timed_on(engines)), allowed)
         watch("measuring")
         if race.measures:
             write_onnx(result.ir_model, bench.after)
-        outcome = race.run(result.example, result.oracle.differs)
+        differs = result.differs or result.oracle.differs
+        outcome = race.run(result.example, differs)
         _settle(outcome, source, result)
+        for process in (saturator.stop, isolated.close, race.close):  # whose memory the compiler can use
+            process()
         watch("building")
         program = _built(outcome, result, folder, target, threads, tune, watch)
         watch.end()
@@ -194,6 +208,11 @@ def compile(
         result.ir_model, program, result.report, inputs=result.inputs, outputs=result.outputs, weights=result.weights,
         facts=result.facts, shared=result.shared, threads=threads,
     )  # fmt: skip
+
+
+def _timed_on(engines: Sequence[str]) -> str:
+    """Our kernels where they compete; else the first engine."""
+    return "tvm" if "tvm" in engines else engines[0]
 
 
 def _rates(engines: Sequence[str], threads: int | None) -> Rates | None:
@@ -267,6 +286,86 @@ def _kept(source: _Source, stop: str, notes: list[str]) -> _Attempt:
     return _Attempt(source.model.clone(), Search(stop=stop), None, notes, kept=True)
 
 
+@dataclass(frozen=True)
+class _Allowed:
+    """What the user allows to be lost, and what it is measured with."""
+
+    budget: Budget
+    calibration: Any
+    metric: Callable[[Any, Any], float] | None
+
+
+@dataclass(frozen=True)
+class _Searcher:
+    """The exact search, as the options want it."""
+
+    laws: _Laws
+    limits: Limits
+    prices: Prices
+    saturator: Saturator
+    bench: _Bench
+    watch: _Watch
+    threads: int | None = None
+    engine: str = "onnxruntime"
+    """What approximations are timed on."""
+
+    def optimise(self, source: _Source, bench: _Bench | None = None) -> Optimized:
+        return _optimize(source, self.laws, self.limits, self.prices, self.saturator, bench or self.bench, self.watch)
+
+
+def _optimised(source: _Source, search: _Searcher, allowed: _Allowed | None) -> Optimized:
+    """The exact result; within a budget, the approximate one if there is a better one."""
+    if allowed is None:
+        return search.optimise(source)
+    search.watch("reading calibration inputs")
+    data = read_calibration(allowed.calibration, source.model.graph, search.watch.detail)
+    exact = search.optimise(source)
+    search.watch("approximating")
+    again = _Again(source, search, exact)
+    for_bytes = search.prices.memory or allowed.budget.weight_bytes is not None
+    found = approximate(
+        exact.ir_model, competing(for_bytes=for_bytes), data, allowed.metric, allowed.budget, again, memory=search.prices.memory,
+        example=exact.example, engine=search.engine, threads=search.threads, progress=search.watch.detail,
+    )  # fmt: skip
+    search.watch.end()
+    return _with_approximations(exact, again.last, found, source)
+
+
+class _Again:
+    """The exact search on a graph with approximations in it: their scales fold, channels of zeros go."""
+
+    def __init__(self, source: _Source, search: _Searcher, exact: Optimized) -> None:
+        self._source, self._search = source, search
+        self._example = source.example if source.example is not None else exact.example
+        self.last: Optimized | None = None
+
+    def __call__(self, model: ir.Model) -> ir.Model:
+        source = _Source(model, self._source.inputs, self._source.outputs, self._example)
+        with tempfile.TemporaryDirectory(prefix="rewriter-") as folder:
+            self.last = self._search.optimise(source, self._search.bench.elsewhere(folder))
+        self._search.watch("approximating")
+        return self.last.ir_model
+
+
+def _with_approximations(exact: Optimized, last: Optimized | None, found: Approximated, source: _Source) -> Optimized:
+    """The report tells both searches and what was approximated. New weights need another compile: they were chosen for these."""
+    report = exact.report
+    report.budget = found.section
+    report.notes += found.notes
+    report.declined += found.declined
+    if found.model is None or last is None:
+        return exact
+    report.after = last.report.after
+    report.rewrites += last.report.rewrites + found.rewrites
+    report.verification = last.report.verification
+    for value, declared in zip(found.model.graph.outputs, source.model.graph.outputs, strict=True):
+        value.type, value.shape = declared.type, declared.shape
+    facts: dict[str, tuple[str, ...]] = {
+        name: (f"fixed:{digest(v.const_value.numpy())}",) for name, v in source.model.graph.initializers.items() if v.const_value is not None
+    }
+    return replace(exact, ir_model=found.model, weights=None, facts=facts, shared={}, oracle=last.oracle, differs=found.differs)
+
+
 def _optimize(
     source: _Source, laws: _Laws, limits: Limits, prices: Prices, saturator: Saturator, bench: _Bench, watch: _Watch
 ) -> Optimized:
@@ -282,8 +381,8 @@ def _optimize(
         running = beside.submit(_oracle, source, hints, bench)
         attempt = _attempt(plain, laws, limits, prices, saturator, hints)
         watch("verifying")
-        oracle = running.result()
-    attempt, verification = _verified(attempt, plain, source, laws, limits, prices, saturator, bench, oracle, hints)
+        oracle, verdicts = running.result()
+    attempt, verification = _verified(attempt, plain, source, laws, limits, prices, saturator, bench, oracle, verdicts, hints)
     if _is_worse(summarise(attempt.model, hints), before, prices):
         more = "the rewritten graph had more nodes than the model, and nothing for them: the model was kept as it was"
         attempt = _kept(source, attempt.search.stop, [*attempt.notes, more])
@@ -480,28 +579,43 @@ class _Bench:
         """Called when the file ``before`` is written."""
         self.before, self.after = (os.path.join(folder, name) for name in ("before.onnx", "after.onnx"))
 
+    def elsewhere(self, folder: str) -> _Bench:
+        """The same process, other files."""
+        return _Bench(self._isolated, folder)
+
     def run(self, path: str, feed: Sequence[Feed]) -> list[list[Any]]:
         return self._isolated.run(path, feed, optimised=False)
 
 
-def _oracle(source: _Source, hints: Mapping[str, int], bench: _Bench) -> Oracle:
-    """The original's outputs on the example and on made-up inputs of sizes that it accepts."""
+def _oracle(source: _Source, hints: Mapping[str, int], bench: _Bench) -> tuple[Oracle, Verdicts]:
+    """The original's outputs on the example and on made-up inputs of sizes that it accepts, and what was found with them before.
+
+    The original is run here, unless it was compared with something before: then it may not be needed.
+    """
     write_onnx(source.model, bench.before)
     bench.before_is_there()
+    oracle = Oracle(lambda: _original(source, hints, bench), _reference(source.model))
+    verdicts = Verdicts(bench.before, source.example, source.expected)
+    if not verdicts.any:
+        _ = oracle.cases
+    return oracle, verdicts
+
+
+def _original(source: _Source, hints: Mapping[str, int], bench: _Bench) -> list[Case]:
     path = source.path or bench.before
     graph = source.model.graph
     names = [v.name or "" for v in graph.inputs]
     example = [] if source.example is None else [("the example inputs", dict(zip(names, source.example, strict=True)))]
     makers = list(feeds(graph, hints))
     open_sizes = any(not isinstance(d, int) and d not in hints for v in graph.inputs for d in dims(v) or ())
-    oracle = Oracle(reference=_reference(source.model))
+    cases: list[Case] = []
     for batch, other in SIZES if open_sizes else SIZES[:1]:
-        oracle.cases = _cases(bench, path, [*example, *((label, make(batch, other)) for label, make in makers)])
-        if len(oracle.cases) > len(example):
+        cases = _cases(bench, path, [*example, *((label, make(batch, other)) for label, make in makers)])
+        if len(cases) > len(example):
             break
-    if source.expected is not None and oracle.cases and example:
-        oracle.cases.append(Case(example[0][1], source.expected, "the module's own outputs"))
-    return oracle
+    if source.expected is not None and cases and example:
+        cases.append(Case(example[0][1], source.expected, "the module's own outputs"))
+    return cases
 
 
 def _cases(bench: _Bench, path: str, made: Sequence[tuple[str, Feed]]) -> list[Case]:
@@ -517,10 +631,10 @@ def _cases(bench: _Bench, path: str, made: Sequence[tuple[str, Feed]]) -> list[C
 
 def _verified(
     attempt: _Attempt, plain: ir.Model, source: _Source, laws: _Laws, limits: Limits, prices: Prices,
-    saturator: Saturator, bench: _Bench, oracle: Oracle, hints: Mapping[str, int],
+    saturator: Saturator, bench: _Bench, oracle: Oracle, verdicts: Verdicts, hints: Mapping[str, int],
 ) -> tuple[_Attempt, Verification]:  # fmt: skip
     """The attempt if it is right; else one without the rule that is to blame, and a note; else the model as it was."""
-    verification = _judge(attempt.model, oracle, bench)
+    verification = _judge(attempt.model, oracle, bench, verdicts)
     if verification.passed is not False:
         return attempt, verification
     first = verification.reason
@@ -539,10 +653,16 @@ def _verified(
     return kept, verification
 
 
-def _judge(model: ir.Model, oracle: Oracle, bench: _Bench) -> Verification:
+def _judge(model: ir.Model, oracle: Oracle, bench: _Bench, verdicts: Verdicts | None = None) -> Verification:
     write_onnx(model, bench.after)
+    known = verdicts.find(bench.after) if verdicts is not None else None
+    if known is not None:
+        return known
     try:
-        return oracle.judge(lambda feed: bench.run(bench.after, feed), _reference(model))
+        found = oracle.judge(lambda feed: bench.run(bench.after, feed), _reference(model))
+        if verdicts is not None and found.passed:
+            verdicts.keep(found)
+        return found
     except RewriterError as failure:
         return Verification(False, np.inf, np.inf, len(oracle.cases), f"the rewritten model does not run: {failure}")
 
@@ -694,13 +814,21 @@ def _limits(limits: Limits | Mapping[str, Any] | None) -> Limits:
     return Limits(**limits)
 
 
-def _check_options(objective: str, budget: Any, calibration: Any, metric: Any) -> None:
+def _check_objective(objective: str) -> None:
     if objective not in ("latency", "memory"):
         raise InvalidInput(f"no objective {objective!r}; there are 'latency' and 'memory'")
-    if budget or metric is not None:
-        raise BudgetError("approximate rewrites (budget=, metric=) are not in this version: leave them out for the exact result")
-    if calibration is not None:
-        raise BudgetError("calibration= is used with budget=, and approximate rewrites are not in this version: leave it out")
+
+
+def _allowed(budget: Any, calibration: Any, metric: Any) -> _Allowed | None:
+    """None where nothing may be lost. Raises ``BudgetError``."""
+    if metric is not None and not callable(metric):
+        raise BudgetError(f"metric is a {type(metric).__name__}: give a function of (outputs, targets or reference outputs) that returns a number")
+    bounds = parse_budget(budget)
+    if bounds is None:
+        return None
+    if calibration is None:
+        raise BudgetError("budget= needs calibration=: give some dozens of inputs like those the model will meet, to measure errors on")
+    return _Allowed(bounds, calibration, metric)
 
 
 def _on(target: str, backend: str) -> str:

@@ -38,6 +38,8 @@ COPIES = 2
 """How often an engine holds the weights: as they were, and packed for its kernels."""
 BEFORE, AFTER = "before", "after"
 Outputs = Callable[[Mapping[str, Any]], list[Any]]
+Differs = Callable[[Outputs, Outputs | None], str]
+"""``differs(run, usual)``: why what ``run`` gives for a feed is not what the original gives, or nothing; ``usual``: ONNX Runtime, if it ran."""
 
 
 def parse(backend: str, tune: int = 0) -> tuple[str, ...]:
@@ -95,9 +97,8 @@ class Race:
             self._spare_memory(self._comparison)
             self._comparison.load(*(key for key in self._candidates if key.endswith(BEFORE)))
 
-    def run(self, example: Sequence[Any] | None, differs: Callable[[Outputs], str]) -> Outcome:
-        """``example``: arrays in graph order, None where nothing could be run. ``differs(run)``: why what ``run`` gives for a feed is not
-        what the original gives, or nothing."""
+    def run(self, example: Sequence[Any] | None, differs: Differs) -> Outcome:
+        """``example``: arrays in graph order, None where nothing could be run."""
         if self._comparison is None:
             return Outcome(self._engines[0])
         if example is None:
@@ -110,10 +111,11 @@ class Race:
         notes = self._notes + [f"{e} did not compete: {timings[_key(e, AFTER)].failure}" for e in absent]
         if len(failed) == count:
             return Outcome(self._engines[0], latency={}, notes=notes)
-        chosen = self._chosen(timings, failed, differs, notes)
+        running = [key for key in timings if key not in failed]
+        chosen = self._chosen(timings, running, differs, notes)
         engine, which = chosen.rsplit(" ", 1)
         latency = self._latency(timings)
-        why = self._why(timings, engine) if which == BEFORE else ""
+        why = self._why(timings, engine, running) if which == BEFORE else ""
         return Outcome(engine, why, latency, notes, self._saved(chosen))
 
     def close(self) -> None:
@@ -139,12 +141,12 @@ class Race:
         self._notes.append(f"{others} did not compete: {size / 1e9:.1f} GB of model in {len(out)} more processes is too much memory")
         self._engines = self._engines[:1]
 
-    def _chosen(self, timings: Mapping[str, Timing], failed: set[str], differs: Callable[[Outputs], str], notes: list[str]) -> str:
-        """The key of the winner, its results compared; what had to give way is noted."""
-        running = [key for key in timings if key not in failed]
+    def _chosen(self, timings: Mapping[str, Timing], running: list[str], differs: Differs, notes: list[str]) -> str:
+        """The key of the winner, its results compared; what had to give way is noted, and leaves ``running``."""
+        usual = next((key for key in running if key.startswith("onnxruntime")), None)
         while True:
             key = _fastest(timings, running)
-            problem = "" if key.startswith("onnxruntime") else self._problem(key, differs)
+            problem = "" if key.startswith("onnxruntime") else self._problem(key, usual, differs)
             if not problem:
                 return key
             running.remove(key)
@@ -152,16 +154,20 @@ class Race:
             if not running:
                 return _key(self._engines[0], AFTER)
 
-    def _problem(self, key: str, differs: Callable[[Outputs], str]) -> str:
+    def _problem(self, key: str, usual: str | None, differs: Differs) -> str:
         assert self._comparison is not None
         comparison = self._comparison
+
+        def of(name: str) -> Outputs:
+            return lambda feed: comparison.outputs(name, list(feed.values()))
+
         try:
-            return differs(lambda feed: comparison.outputs(key, list(feed.values())))
+            return differs(of(key), of(usual) if usual is not None else None)
         except RewriterError as failure:
             return str(failure)
 
-    def _why(self, timings: Mapping[str, Timing], engine: str) -> str:
-        afters = [timings[_key(e, AFTER)] for e in self._engines]
+    def _why(self, timings: Mapping[str, Timing], engine: str, running: Sequence[str]) -> str:
+        afters = [timings[key] for e in self._engines if (key := _key(e, AFTER)) in running] or [timings[_key(e, AFTER)] for e in self._engines]
         best = min(afters, key=_typical)
         return best.failure or f"it took {best.median_ms:.3g} ms where the model takes {timings[_key(engine, BEFORE)].median_ms:.3g}"
 

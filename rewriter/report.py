@@ -26,6 +26,8 @@ class Report:
     notes: list[str] = field(default_factory=list)
     backend: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    budget: dict[str, Any] | None = None
+    """Of an approximate compile: the budget, what was measured, every candidate by site, the front (``rewriter.front``)."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; keys as in the public interface."""
@@ -41,6 +43,7 @@ class Report:
             "backend": self.backend,
             "notes": self.notes,
             "seconds": {k: round(v, 3) for k, v in self.seconds.items()},
+            "budget": self.budget,
         }
 
     @classmethod
@@ -48,7 +51,7 @@ class Report:
         """The inverse of ``to_dict``."""
         return cls(
             Summary(**data["before"]), Summary(**data["after"]), data["rewrites"], data["declined"], Verification(**data["verification"]),
-            data["egraph"], data["extraction"], data["latency"], data["notes"], data["backend"], data["seconds"],
+            data["egraph"], data["extraction"], data["latency"], data["notes"], data["backend"], data["seconds"], data.get("budget"),
         )  # fmt: skip
 
     def to_json(self) -> str:

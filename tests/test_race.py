@@ -46,7 +46,8 @@ class Stub:
 def outcome(times: Mapping[str, float | str], wrong: Sequence[str] = ()) -> race.Outcome:
     engines = list(dict.fromkeys(key.split()[0] for key in times))
 
-    def differs(run: Outputs) -> str:
+    def differs(run: Outputs, usual: Outputs | None) -> str:
+        assert usual is None or usual({})[0].startswith("onnxruntime")
         return "other numbers" if run({})[0] in wrong else ""
 
     with tempfile.TemporaryDirectory() as folder:
@@ -89,6 +90,8 @@ def test_an_engine_whose_results_differ_gives_way() -> None:
     assert found.engine == "tvm" and found.notes == ["openvino was fastest and was not used: other numbers"]
     found = outcome(times, wrong=["openvino after", "tvm after", "openvino before"])
     assert (found.engine, found.kept) == ("onnxruntime", "")
+    found = outcome({"onnxruntime before": 1.0, "onnxruntime after": 3.0, "tvm after": 0.5}, wrong=["tvm after"])
+    assert (found.engine, found.kept) == ("onnxruntime", "it took 3 ms where the model takes 1")
 
 
 def test_names_and_lists_of_engines() -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -343,6 +344,30 @@ def test_weights_with_scales_of_blocks(axis: int, block: int, kind: str, here: M
         w=w, s=random.uniform(0.01, 0.1, shape).astype(np.float32), z=random.integers(0, 9, shape).astype(kind), opset=21,
     )  # fmt: skip
     assert agree(proto, random.normal(size=(3, 16)).astype(np.float32), folder=tmp_path, machine=here) == ["MatMul"]
+
+
+@pytest.mark.parametrize("flipped", [False, True], ids=["depth first", "columns first"])
+@pytest.mark.parametrize("block", [0, 32])
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int4", "uint4"])
+def test_weights_that_floats_are_multiplied_by_stay_codes(kind: str, block: int, flipped: bool, here: Machine, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    low, high = {"int8": (-128, 128), "uint8": (0, 256), "int4": (-8, 8), "uint4": (0, 16)}[kind]
+    store = np.dtype(kind if kind.endswith("8") else getattr(ml_dtypes, kind))
+    depth, columns = 160, 130
+    codes = random.integers(low, high, (depth, columns))
+    shape = (depth // block, columns) if block else (columns,)
+    scales, zeros = random.uniform(0.01, 0.1, shape).astype(np.float32), random.integers(0, 7, shape)
+    if flipped:
+        codes, scales, zeros = codes.T, scales.T, zeros.T
+    axis = int(flipped) if block else int(not flipped)
+    size = f", block_size={block}" if block else ""
+    turn = "wt = Transpose <perm=[1,0]> (wd)" if flipped else "wt = Identity (wd)"
+    proto = model(
+        f"g (float[2,3,160] x, float[130] b) => (y) {{ wd = DequantizeLinear <axis={axis}{size}> (w, s, z)\n {turn}\n p = MatMul (x, wt)\n y = Add (p, b) }}",
+        w=codes.astype(store), s=scales, z=zeros.astype(store), opset=21,
+    )  # fmt: skip
+    x, b = random.normal(size=(2, 3, depth)).astype(np.float32), random.normal(size=columns).astype(np.float32)
+    assert agree(proto, x, b, folder=tmp_path, machine=here) == ["MatMulCodes+Add"]
 
 
 def test_a_table_of_eight_bits_stays_so(here: Machine, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from backends.tvm import single
 from backends.tvm.kernel import Chain, Machine, Operand
 from backends.tvm.kernels.contraction import Contraction
 from backends.tvm.kernels.contraction8 import Contraction8
+from backends.tvm.kernels.contraction_codes import ContractionCodes
 from backends.tvm.machine import detect
 
 Array = np.ndarray[Any, Any]
@@ -114,3 +115,36 @@ def test_narrow_vectors_with_products_of_fours() -> None:
     narrow = detect(1, "alderlake")
     assert narrow.vnni and narrow.lanes == 8
     single.build([matmul(9, 37, 49)], narrow)
+
+
+def of_codes(rows: int, depth: int, columns: int, block: int, bits: int, shifted: bool) -> ContractionCodes:
+    left, out = Operand("float32", (0, depth, 0, 0, 1)), Operand("float32", (0, columns, 1))
+    return ContractionCodes((), (1, rows), columns, depth, block, bits, shifted, left, out)
+
+
+CODES = [
+    of_codes(rows, depth, columns, block, bits, shifted)
+    for bits in (8, 4)
+    for rows, depth, columns, block, shifted in (
+        (1, 64, 48, 32, False), (1, 96, 17, 16, True), (3, 37, 31, 16, True), (20, 33, 50, 34, False), (7, 1, 1, 16, True), (33, 130, 64, 64, True),
+    )
+]  # fmt: skip
+
+
+@each_machine
+def test_weights_that_stay_codes(machine: Machine) -> None:
+    """Every tile; blocks that depth does not divide, odd depths, ragged columns; codes at the ends of their range."""
+    pairs = [(kernel, config) for kernel in some(CODES, machine, MACHINES[0]) for config in kernel.configs(machine)[::3]]
+    runs = single.build([kernel for kernel, _ in pairs], machine, [config for _, config in pairs])
+    for (kernel, config), run in zip(pairs, runs, strict=True):
+        rng = np.random.default_rng(0)
+        low, high, kind = (0, 15, np.uint8) if kernel.bits == 4 else (-128, 127, np.int8)
+        x = rng.standard_normal((kernel.rows[1], kernel.depth)).astype(np.float32)
+        codes = rng.choice([low, high, *range(low, high + 1, 3)], (kernel.depth, kernel.columns)).astype(kind)
+        blocks = -(-kernel.depth // kernel.block)
+        scales = rng.standard_normal((1 + kernel.shifted, blocks, kernel.columns)).astype(np.float32)
+        packed = [kernel.pack(array, config, machine) for array in (codes, scales)]
+        got = run(x, *packed, np.full((kernel.rows[1], kernel.columns), np.nan, np.float32)).reshape(-1, kernel.columns)
+        scale, *shift = (np.repeat(s.astype(np.float64), kernel.block, axis=0)[: kernel.depth] for s in scales)
+        expected = x.astype(np.float64) @ (codes * scale + (shift[0] if shift else 0.0))
+        np.testing.assert_allclose(got, expected, rtol=0, atol=2e-6 * np.abs(expected).max() + 1e-5, err_msg=f"{kernel} {config}")

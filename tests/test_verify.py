@@ -68,6 +68,17 @@ def test_the_float64_reference_decides_doubtful_cases() -> None:
     assert oracle(want, lambda _: [want.astype(float)]).judge(lambda _: [[got]], lambda _: [got.astype(float)]).passed is False
 
 
+def test_an_engine_may_round_as_the_usual_one_does() -> None:
+    """On an input whose rounding grows large in every engine, the usual one's error is the measure."""
+    want, exact = np.float32([1.0, 100.01]), np.float64([1.0, 100.0])
+    got, usual = np.float32([1.0, 100.1]), np.float32([1.0, 100.04])
+    asked = oracle(want, lambda _: [exact])
+    assert "off by" in asked.differs(lambda _: [got])
+    assert asked.differs(lambda _: [got], lambda _: [usual]) == ""
+    assert "off by" in asked.differs(lambda _: [got + 1], lambda _: [usual])
+    assert "NaN" in asked.differs(lambda _: [np.float32([1.0, np.nan])], lambda _: [np.float32([1.0, np.nan])])
+
+
 @pytest.mark.parametrize(
     ("want", "got", "problem"),
     [

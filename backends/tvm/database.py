@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from backends.tvm.kernel import Config, Kernel, Machine
 from backends.tvm.rates import speed_of
+from rewriter.store import default_path, opened
 
 FORMAT = 1  # of the measurements: to be raised when other configurations would be the best
 _ROOM = 512 << 20  # bytes of libraries that are kept
@@ -45,6 +45,7 @@ class Database:
     def find(self, kernel: Kernel, machine: Machine, trials: int) -> Config | None:
         """The best configuration that was measured, if at least as many were tried as now would be."""
         query = "SELECT config, trials FROM kernels WHERE kernel = ? AND machine = ? AND versions = ?"
+        row = None
         with self._open() as connection:
             row = connection.execute(query, (repr(kernel), _name(machine), _versions())).fetchone() if connection else None
         return tuple(json.loads(row[0])) if row and row[1] >= trials else None
@@ -74,6 +75,7 @@ class Database:
             if row:
                 connection.execute(f"UPDATE libraries SET used = {_NEXT} WHERE digest = ?", (digest,))
             return bytes(row[0]) if row else None
+        return None
 
     def keep_library(self, digest: str, code: bytes) -> None:
         """Remember machine code; what was not used for longest makes room."""
@@ -91,6 +93,7 @@ class Database:
     def checks(self, region: str) -> dict[str, str]:
         """What came of comparing the region of that digest (graph and weights) with float64: by the digest of the machine code
         that computed it, why it was not used, or nothing if it was right."""
+        rows: list[tuple[str, str]] = []
         with self._open() as connection:
             rows = connection.execute("SELECT library, verdict FROM checks WHERE region = ?", (region,)).fetchall() if connection else []
         return dict(rows)
@@ -104,6 +107,7 @@ class Database:
     def fact(self, name: str) -> str | None:
         """What was found out about the machine under that name, with these versions."""
         query = "SELECT value FROM facts WHERE name = ? AND versions = ?"
+        row = None
         with self._open() as connection:
             row = connection.execute(query, (name, _versions())).fetchone() if connection else None
         return str(row[0]) if row else None
@@ -114,28 +118,11 @@ class Database:
             if connection:
                 connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?, ?)", (name, _versions(), value))
 
-    @contextlib.contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection | None]:
-        """A connection, or None; errors of the file are no errors of the caller."""
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(contextlib.suppress(sqlite3.Error, OSError))
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            connection = stack.enter_context(contextlib.closing(sqlite3.connect(self._path, timeout=10)))
-            connection.executescript(_TABLES)
-            with connection:
-                yield connection
-            return
-        yield None
+    def _open(self) -> contextlib.AbstractContextManager[sqlite3.Connection | None]:
+        return opened(self._path, _TABLES)
 
 
 _NEXT = "(SELECT coalesce(max(used), 0) + 1 FROM libraries)"
-
-
-def default_path() -> Path:
-    """``REWRITER_DATABASE``, or a file in the user's folder for caches."""
-    given = os.environ.get("REWRITER_DATABASE")
-    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(given) if given else Path(folder, "rewriter", "kernels.sqlite")
 
 
 def digest(*parts: object) -> str:

@@ -322,7 +322,8 @@ def _quantize(graph: Graph, node: Node) -> None:
     x, *parameters = node.inputs
     if node.get("block_size", 0):
         if node.op == "DequantizeLinear" and all(name in graph.constants for name in node.inputs if name) and node.outputs[0] not in graph.outputs:
-            graph.constants[node.outputs[0]] = _dequantised_blocks(graph, node)
+            blocks = {"axis": node.get("axis", 1) % len(graph.shapes[x]), "block": node.get("block_size")}
+            graph.add(node.op, node.inputs, node.outputs[0], **blocks)
             return
         raise UnsupportedNode(node.op, node.outputs[0], "it has scales for blocks")
     shape = [1] * len(graph.shapes[x])
@@ -337,16 +338,6 @@ def _quantize(graph: Graph, node: Node) -> None:
         else:
             raise UnsupportedNode(node.op, node.outputs[0], "its scales are not constants")
     graph.add(node.op, [x, *spread], node.outputs[0])
-
-
-def _dequantised_blocks(graph: Graph, node: Node) -> Array:
-    """Constants with a scale, and perhaps a zero point, for each block along an axis: as floats."""
-    numbers, *parameters = (graph.constants[name] for name in node.inputs if name)
-    axis = node.get("axis", 1)
-    spread = [np.repeat(p, node.get("block_size"), axis).take(range(numbers.shape[axis]), axis).astype(np.float32) for p in parameters]
-    centred = numbers.astype(np.float32) - (spread[1] if len(spread) > 1 else np.float32(0))
-    result: Array = (centred * spread[0]).astype(parameters[0].dtype)
-    return result
 
 
 def _global(reduction: str) -> Callable[[Graph, Node], None]:

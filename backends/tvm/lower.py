@@ -14,7 +14,7 @@ from backends.tvm.lower_convolution import convolution, transposed_convolution, 
 from backends.tvm.lower_gather import gather
 from backends.tvm.lower_move import concat, elementwise, expand, reshape, slices, transpose
 from backends.tvm.lower_pooling import pooling
-from backends.tvm.lower_product import matmul
+from backends.tvm.lower_product import matmul, matmul_codes
 from backends.tvm.lower_resize import resize
 from backends.tvm.lower_rows import layer_norm, reduction, softmax
 from backends.tvm.lower_scan import extremum, running_sum
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 # what computes; a chain of element-wise nodes may follow each
 COMPUTING: dict[str, Callable[[Lowering, Group], None]] = {
-    "MatMul": matmul, "MatMul8": matmul, "Conv": convolution, "Conv8": convolution, "ConvTranspose": transposed_convolution,
+    "MatMul": matmul, "MatMul8": matmul, "MatMulCodes": matmul_codes, "Conv": convolution, "Conv8": convolution,
+    "ConvTranspose": transposed_convolution,
     "Softmax": softmax, "LogSoftmax": softmax, "LayerNormalization": layer_norm, "RMSNormalization": layer_norm,
     "Attention": attention, "Gather": gather, "GatherElements": gather, "MaxPool": pooling, "AveragePool": pooling,
     "Resize": resize, "CumSum": running_sum, **dict.fromkeys(KINDS, reduction),

@@ -12,6 +12,7 @@ from backends.tvm.fuse import Group
 from backends.tvm.kernel import Chain, Operand
 from backends.tvm.kernels.contraction import Contraction
 from backends.tvm.kernels.contraction8 import Contraction8
+from backends.tvm.kernels.contraction_codes import ContractionCodes
 from backends.tvm.lowering import Lowering, Packed, refuse
 from backends.tvm.views import View
 
@@ -39,12 +40,32 @@ def matmul(low: Lowering, group: Group) -> None:
         _with_data(low, group, left, low.view(right_name), out, Chain((), steps), operands)
 
 
+def matmul_codes(low: Lowering, group: Group) -> None:
+    """One ContractionCodes: floats by weights that stay codes of 8 or 4 bits, with their scales and shifts."""
+    node = group.anchor
+    assert node is not None
+    left, codes, scales = node.inputs
+    numbers, factors = low.graph.constants[codes], low.graph.constants[scales]
+    depth, columns = numbers.shape
+    steps, operands = low.chain(group, 1)
+    out = low.place(group.result)
+    shape, (rows, out, *operands) = _lines([low.view(left).expanded((*out.shape[:-1], depth)), out, *operands])
+    spec = ContractionCodes(
+        tuple(shape[:-2]), (shape[-2], shape[-1]), columns, depth, node.get("block"), node.get("bits"), len(factors) == 2,
+        Operand(rows.dtype, (*rows.strides[:-1], 0, 0, rows.strides[-1])), out.operand(), Chain(tuple(v.operand() for v in operands), steps),
+    )  # fmt: skip
+    low.launch(spec, [rows, Packed(lambda: numbers), Packed(lambda: factors), *operands], out, label(group))
+
+
+def _lines(views: list[View]) -> tuple[tuple[int, ...], list[View]]:
+    """Views of equal rows, and those rows: as few axes as lie evenly in all, at least two."""
+    shape = _merged_rows(views, views[0].shape[:-1])
+    return shape, [_rows(view, shape) for view in views]
+
+
 def _with_weights(low: Lowering, group: Group, left: View, weights: Array, out: View, chain: Chain, operands: list[View], zero: int | None) -> None:
     depth, columns = weights.shape
-    *rows, _ = out.shape
-    left = left.expanded((*rows, depth))
-    shape = _merged_rows([left, out, *operands], tuple(rows))
-    left, out, *operands = (_rows(view, shape) for view in (left, out, *operands))
+    shape, (left, out, *operands) = _lines([left.expanded((*out.shape[:-1], depth)), out, *operands])
     batch = tuple(range(len(shape) - 2))
     if zero is not None and left.strides[-1] != 1:
         left = low.contiguous(left)

@@ -21,9 +21,11 @@ def recognise(graph: Graph, convolutions8: bool = True) -> Graph:
     `Attention` has the attributes ``scale`` (multiplied with the products), ``guarded`` (rows without any key give 0 and not
     NaN), ``repeat`` (so many heads of queries share one of keys) and ``flipped`` (key is [.., depth, keys], and not as value).
     `MatMul8` and `Conv8` multiply 8-bit numbers less ``zero`` by int8 weights; their sums are int32. Without ``convolutions8`` there is
-    no `Conv8`. Other weights that are dequantised become floats.
+    no `Conv8`. `MatMulCodes` multiplies floats by weights of 8 or 4 ``bits`` (codes [depth, columns], scales and shifts [1 or 2, blocks,
+    columns], a ``block`` of depth each). Other weights that are dequantised become floats.
     """
-    for find in (_rms_norm, _attention, partial(_product8, operators=("MatMul", "Conv") if convolutions8 else ("MatMul",)), _gather8):
+    product8 = partial(_product8, operators=("MatMul", "Conv") if convolutions8 else ("MatMul",))
+    for find in (_rms_norm, _attention, product8, _gather8, _product_codes):
         _Search(graph).replace(find)
     _dequantise_constants(graph)
     return graph
@@ -36,8 +38,17 @@ def _dequantise_constants(graph: Graph) -> None:
         if node.op != "DequantizeLinear" or node.outputs[0] in graph.outputs or any(array is None for array in known):
             kept.append(node)
         else:
-            graph.constants[node.outputs[0]] = _dequantised(*known)  # type: ignore[arg-type]
+            numbers, *parameters = (array for array in known if array is not None)
+            graph.constants[node.outputs[0]] = _dequantised(numbers, *(_spread(node, array, numbers.shape) for array in parameters))
     graph.nodes = kept
+
+
+def _spread(node: Node, parameters: Array, shape: tuple[int, ...]) -> Array:
+    """Scales or zero points for all numbers of the blocks that they stand for."""
+    if not node.get("block"):
+        return parameters
+    axis = node.get("axis")
+    return np.repeat(parameters, node.get("block"), axis).take(range(shape[axis]), axis)
 
 
 def _dequantised(numbers: Array, scale: Array, zero: Array | None = None) -> Array:
@@ -299,6 +310,54 @@ def _product8(search: _Search, node: Node, operators: Sequence[str]) -> Sequence
         Node("Cast", [sums], [real], {"to": 1}),
         Node("Mul", [real, graph.constant(factors)], [out]),
     ]
+
+
+SMALL_CODES = 1 << 14
+"""Weights below which it does not matter that floats take four times the memory."""
+
+
+def _product_codes(search: _Search, node: Node) -> Sequence[Node]:
+    """A product of floats and a matrix of weights that stand as codes of at most 8 bits."""
+    graph = search.graph
+    if node.op != "MatMul" or graph.dtypes[node.inputs[0]] != "float32" or not graph.shapes[node.inputs[0]]:
+        return ()
+    flipped = search.made(node.inputs[1], "Transpose")
+    if flipped is not None and flipped.attributes["perm"] != [1, 0]:
+        return ()
+    made = search.made(flipped.inputs[0] if flipped is not None else node.inputs[1], "DequantizeLinear")
+    known = [] if made is None else [graph.constants.get(name) for name in made.inputs if name]
+    if made is None or any(array is None for array in known) or len(graph.shapes[made.inputs[0]]) != 2:
+        return ()
+    numbers, scales, *zeros = known
+    codes = _codes(made, numbers, scales, zeros[0] if zeros else None, flipped is not None)  # type: ignore[arg-type]
+    if codes is None:
+        return ()
+    matrix, factors, block, bits = codes
+    return [Node("MatMulCodes", [node.inputs[0], graph.constant(matrix), graph.constant(factors)], node.outputs, {"block": block, "bits": bits})]
+
+
+def _codes(node: Node, numbers: Array, scales: Array, zeros: Array | None, flipped: bool) -> tuple[Array, Array, int, int] | None:
+    """(codes [depth, columns], scales and shifts [1 or 2, blocks, columns], block, bits), if there is a kernel for such weights."""
+    bits = {"int4": 4, "uint4": 4, "int8": 8, "uint8": 8}.get(numbers.dtype.name)
+    if bits is None or scales.dtype != np.float32 or numbers.size < SMALL_CODES:
+        return None
+    block, parameters = node.get("block"), [scales] if zeros is None else [scales, zeros.astype(np.float32)]
+    if flipped:
+        numbers, parameters = numbers.T, [p.T for p in parameters]
+    depth, columns = numbers.shape
+    along = block is not None and node.get("axis") == int(flipped)
+    if (block is not None and not along and block > 1) or (not along and any(p.ndim > 1 and p.shape[0] > 1 for p in parameters)):
+        return None  # a scale for some columns of one step of depth
+    block = block if along else depth + depth % 2
+    if block < 16 or block % 2:
+        return None
+    matrix = numbers.astype(np.int16)
+    lift = (8 if bits == 4 else 0) if numbers.dtype.name.startswith("int") else (0 if bits == 4 else -128)
+    blocks = -(-depth // block)
+    scale = np.broadcast_to(parameters[0], (blocks, columns)).astype(np.float64)
+    zero = np.broadcast_to(parameters[1] if zeros is not None else 0.0, (blocks, columns)) + lift
+    factors = np.stack([scale, -zero * scale] if zero.any() else [scale]).astype(np.float32)
+    return (matrix + lift).astype(np.uint8 if bits == 4 else np.int8), factors, block, bits
 
 
 def _gather8(search: _Search, node: Node) -> Sequence[Node]:

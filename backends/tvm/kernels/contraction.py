@@ -142,7 +142,7 @@ class Writer:
     def write(self) -> Any:
         spec, e = self.spec, self.e
         self.left = e.pointer("left", spec.left.dtype)
-        self.right = e.pointer("right", self.factor)
+        self._weights()
         self.operands = [e.pointer(f"operand{i}", operand.dtype) for i, operand in enumerate(spec.chain.operands)]
         self.out = e.pointer("out", spec.out.dtype)
         counts = [math.ceil(r / t) for r, t in zip(spec.rows, self.tile[:2], strict=True)]
@@ -156,6 +156,10 @@ class Writer:
             at = dict(zip((name for name, _ in axes), place[self.nb :], strict=True))
             self._tile(place[: self.nb], at["panel"], at["high"], at["wide"])
         return e.function("contraction")
+
+    def _weights(self) -> None:
+        """Declare the right operand."""
+        self.right = self.e.pointer("right", self.factor)
 
     def _rows_first(self) -> bool:
         spec = self.spec
@@ -215,18 +219,25 @@ class Writer:
         with e.loop(spec.taps[0], "tap") as t, e.loop(spec.taps[1], "tap") as u:
             lower = e.bind(base + t * ls[nb + 2] + u * ls[nb + 3])
             start = e.bind(panel_base + (t * spec.taps[1] + u) * (spec.depth * step))
-            whole = spec.depth // unroll
-            if whole:
-                with e.loop(whole, "k") as k:
-                    for inner in range(unroll):
-                        self._step(sums, lower, offsets, start, k * unroll + inner, step, widths, starts)
-            for inner in range(whole * unroll, spec.depth):
-                self._step(sums, lower, offsets, start, inner, step, widths, starts)
+            self._depth(sums, lower, offsets, start, step, widths, starts, unroll)
         self._finish(sums, where, rows, panel, widths, starts, left)
+
+    def _depth(
+        self, sums: Sequence[Sequence[Any]], lower: Any, offsets: Sequence[int], start: Any, step: int,
+        widths: Sequence[int], starts: Sequence[int], unroll: int,
+    ) -> None:  # fmt: skip
+        """All steps of one tap."""
+        whole = self.spec.depth // unroll
+        if whole:
+            with self.e.loop(whole, "k") as k:
+                for inner in range(unroll):
+                    self._step(sums, lower, offsets, start, k * unroll + inner, step, widths, starts)
+        for inner in range(whole * unroll, self.spec.depth):
+            self._step(sums, lower, offsets, start, inner, step, widths, starts)
 
     def _first(self, start: int, width: int) -> Any:
         """What the sums of the vector at column ``start`` of a panel start from."""
-        return _zero(self.total, width)
+        return zero(self.total, width)
 
     def _right(self, batch: Sequence[Any], panel: Any, widths: Sequence[int]) -> tuple[Any, int]:
         """Where the panel starts, and how far apart its steps of depth are."""
@@ -285,7 +296,8 @@ class Writer:
         e.store(self.out, base + r * rs + s * ss + column * ns, result, ns)
 
 
-def _zero(dtype: str, lanes: int) -> Any:
+def zero(dtype: str, lanes: int) -> Any:
+    """A vector of zeros."""
     from tvm import tirx
 
     from backends.tvm.emit import splat

@@ -1,0 +1,522 @@
+"""Approximate rewrites under one error budget.
+
+record the exact graph on calibration inputs -> propose candidates -> measure each alone (error) and its part (time) -> integer program ->
+substitute -> saturate exactly again -> measure the whole on inputs that nothing was fitted to -> tighten and solve again. All-exact is
+always an answer, and the one that stays where nothing else meets the budget or pays.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from passes.approximate.candidate import Approximation, Candidate, Refusal, Site, together
+from passes.approximate.substitution import Substitution
+from passes.calibrate import Recorded, record, with_outputs
+from passes.drop_dead import drop_dead
+from rewriter.budget import Budget
+from rewriter.calibration import CalibrationSet
+from rewriter.choice import Option, Problem, solve
+from rewriter.errors import BudgetError, RewriterError
+from rewriter.front import correlation, pareto
+from rewriter.graph import weight_bytes
+from rewriter.metric import Judge, Worsening
+from rewriter.trial import Trials
+from rewriter.unit_cost import UnitCosts
+
+Array = np.ndarray
+Feed = Mapping[str, Any]
+Engine = Callable[[Feed], list[Any]]
+
+ROUNDS = 5
+"""How often the program is solved and its answer measured."""
+PATIENCE = 240.0
+"""Seconds for measuring candidates one by one; what is left then does not compete."""
+FITTED = 48
+"""Batches that are recorded."""
+SENSED = 8
+"""Batches of each split on which single candidates are measured; the choice is measured on all."""
+STRUCTURES = 0.5
+"""The part of the budget that changes of structure may use; numbers in fewer bits come after them, and may use what is left."""
+FRONT = (0.25, 0.5, 2.0)
+"""Parts of the budget for which the last program is solved again, to see what else could be had."""
+SLOWER = 0.98
+"""The choice must take less than this part of the exact graph's time, or it is not worth an error."""
+
+
+@dataclass
+class Measured:
+    """A candidate with what it costs and loses. ``reason``: why it does not compete, or was not chosen; empty where it was."""
+
+    candidate: Candidate
+    latency: float = math.inf
+    error: Worsening = field(default_factory=lambda: Worsening(math.inf, math.inf))
+    drift: float = math.inf
+    reason: str = ""
+
+    def to_dict(self, chosen: bool) -> dict[str, Any]:
+        c = self.candidate
+        return {
+            "rewrite": c.rewrite, "site": c.site, "error": _finite(self.error.mean), "upper": _finite(self.error.upper),
+            "layer_error": _finite(c.layer_error), "bound": c.bound, "microseconds": _finite(self.latency), "bytes": c.bytes, "chosen": chosen,
+            "reason": self.reason,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Point:
+    """One answer of the program, measured. ``predicted``: the sum of its candidates' bounds."""
+
+    chosen: frozenset[int]
+    predicted: float
+    error: Worsening
+    bytes: int
+    latency_ms: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "candidates": len(self.chosen), "predicted": _finite(self.predicted), "error": _finite(self.error.mean),
+            "upper": _finite(self.error.upper), "weight_bytes": self.bytes, "latency_ms": _finite(self.latency_ms),
+        }  # fmt: skip
+
+
+@dataclass
+class Approximated:
+    """``model``: None where the exact graph stays. ``section``: what the report says under ``budget``."""
+
+    model: ir.Model | None
+    section: dict[str, Any]
+    rewrites: list[dict[str, Any]] = field(default_factory=list)
+    declined: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    differs: Callable[[Engine, Engine | None], str] | None = None
+    """Why what an engine computes loses more than the budget allows, or nothing."""
+
+
+def approximate(
+    exact: ir.Model, stages: Sequence[Sequence[Approximation]], data: CalibrationSet, metric: Callable[[Any, Any], float] | None, budget: Budget,
+    again: Callable[[ir.Model], ir.Model], *, memory: bool = False, example: Sequence[Array] | None = None,
+    engine: str = "onnxruntime", threads: int | None = None, progress: Callable[[str], None] = lambda _: None,
+) -> Approximated:  # fmt: skip
+    """Choose approximations for ``exact`` and put them in: one stage after the other, the last with all that is left of the budget.
+
+    ``again``: the exact search, on a graph with approximations in it. ``memory``: bytes are what is to be small, not time.
+    ``engine``: what times are measured on. Raises ``BudgetError`` for a metric or calibration inputs that cannot be used; whatever else fails
+    leaves the exact graph.
+    """
+    with tempfile.TemporaryDirectory(prefix="rewriter-") as folder, Trials(folder, engine=engine, threads=threads) as trials:
+        work = _Work(exact, data, metric, budget, trials, example, memory, progress)
+        try:
+            return _approximate(work, stages, again)
+        except BudgetError:
+            raise
+        except Exception as failure:  # noqa: BLE001 - all-exact is the answer whatever goes wrong
+            reason = f"{type(failure).__name__}: {' '.join(str(failure).split())}"
+            return Approximated(
+                None, {"chosen": 0, "stopped": reason}, notes=[f"approximate rewrites were given up, the exact graph stands: {reason}"]
+            )
+
+
+class _Work:
+    """The exact graph, what it gives on the measuring splits, and what variants of it are measured with.
+
+    ``graph``: the graph that candidates are put into, the exact one at first; ``lost``: what that has lost already.
+    """
+
+    def __init__(
+        self, exact: ir.Model, data: CalibrationSet, metric: Callable[[Any, Any], float] | None, budget: Budget, trials: Trials,
+        example: Sequence[Array] | None, memory: bool, progress: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self.data, self.budget, self.trials, self.memory, self.progress = data, budget, trials, memory, progress
+        self.exact = self.graph = trials.stored(exact)
+        self.exact_bytes = weight_bytes(exact)
+        self.lost = Worsening(0.0, 0.0)
+        self.recorded: dict[str, Recorded] = {}
+        self.costs = UnitCosts(self.exact, self.recorded, trials)
+        names = [v.name or "" for v in exact.graph.inputs]
+        first = data.feed(data.measuring[0])
+        self.example = list(example) if example is not None else [first[n] for n in names]
+        progress("running the exact graph on the calibration inputs")
+        try:
+            outputs = self.outputs(self.exact, data.measuring)
+        except RewriterError as failure:
+            raise BudgetError(f"the model does not run on the calibration inputs: {failure}") from None
+        self.judge = Judge(metric, data, outputs)
+        self.sensed = data.fewer(SENSED)
+        known = dict(zip(data.measuring, outputs, strict=True))
+        self.quick = Judge(metric, self.sensed, [known[p] for p in self.sensed.measuring])
+        """Judges single candidates."""
+
+    @property
+    def bytes(self) -> int:
+        return weight_bytes(self.graph)
+
+    @property
+    def wants_bytes(self) -> bool:
+        return self.memory or self.budget.weight_bytes is not None
+
+    def go_on_from(self, model: ir.Model, lost: Worsening) -> None:
+        """The next stage changes this graph."""
+        self.graph, self.lost = self.trials.stored(model), lost
+
+    def outputs(self, model: ir.Model, places: Sequence[int]) -> list[list[Array]]:
+        return self.trials.outputs(model, self.data.feeds(places))
+
+    def substituted(self, candidates: Sequence[Candidate]) -> ir.Model:
+        """A copy of the graph with these in it."""
+        copy = self.graph.clone()
+        graph = Substitution(copy)
+        for candidate in candidates:
+            candidate.apply(graph)
+        drop_dead(copy)
+        copy.graph.sort()
+        return copy
+
+
+def _approximate(work: _Work, stages: Sequence[Sequence[Approximation]], again: Callable[[ir.Model], ir.Model]) -> Approximated:
+    told = _Told(work)
+    best: ir.Model | None = None
+    for number, kinds in enumerate(stages):
+        last = number == len(stages) - 1
+        candidates, refusals = _proposed(work, kinds)
+        measured = _measured(work, candidates)
+        problem, places = _problem(work, measured)
+        search = _Search(work, measured, problem, places, again, work.budget.metric * (1.0 if last else STRUCTURES), last=last)
+        model, point = search.run()
+        told.stage(measured, refusals, search, point)
+        if model is not None and point is not None:
+            best = model
+            work.go_on_from(model, point.error)
+    part = work.budget.weight_bytes
+    fits = best is None or part is None or weight_bytes(best) <= part * work.exact_bytes
+    return told.result(best if fits else None)
+
+
+def _proposed(work: _Work, kinds: Sequence[Approximation]) -> tuple[list[Candidate], list[Refusal]]:
+    wanted = together([k.wants(work.graph) for k in kinds])
+    names = sorted(wanted.values | wanted.grams)
+    key = work.trials.load(with_outputs(work.graph, names))
+    inputs = [v.name or "" for v in work.graph.graph.inputs]
+    feeds = work.data.feeds(work.data.fitting[:FITTED])
+    try:
+        recorded = record(
+            work.graph, names, wanted.grams, feeds, lambda feed: work.trials.call(key, [feed[n] for n in inputs]),
+            lambda n: work.progress(f"recording batch {n} of {min(FITTED, len(work.data.fitting))}"),
+        )  # fmt: skip
+    finally:
+        work.trials.drop(key)
+    site = Site(work.graph, recorded)
+    candidates: list[Candidate] = []
+    refusals: list[Refusal] = []
+    for kind in kinds:
+        work.progress(f"proposing {kind.name}")
+        try:
+            for found in kind.propose(site):
+                if isinstance(found, Candidate):
+                    candidates.append(found)
+                else:
+                    refusals.append(found)
+        except Exception as failure:  # noqa: BLE001 - one kind's failure is not the others'
+            refusals.append(Refusal(kind.name, "the whole model", f"it failed: {type(failure).__name__}: {' '.join(str(failure).split())}"))
+    work.recorded, work.costs = recorded, UnitCosts(work.graph, recorded, work.trials)
+    return candidates, refusals
+
+
+def _measured(work: _Work, candidates: Sequence[Candidate]) -> list[Measured]:
+    """Time first, then errors of what could pay, the largest gains first."""
+    found: list[Measured] = []
+    for place, candidate in enumerate(candidates):
+        work.progress(f"timing candidate {place + 1} of {len(candidates)}")
+        one = Measured(candidate)
+        try:
+            one.latency = work.costs.gain(candidate)
+        except Exception as failure:  # noqa: BLE001 - a candidate that cannot be put in does not compete
+            one.reason = f"its part does not run: {type(failure).__name__}: {' '.join(str(failure).split())}"
+        if not one.reason and not math.isfinite(one.latency):
+            one.reason = "its part does not run"
+        if not one.reason and not _pays(work, one):
+            one.reason = f"slower here: {one.latency:+.1f} µs"
+        found.append(one)
+    _without_slower_twins(found)
+    _without_dominated(work, found)
+    _sense(work, [m for m in found if not m.reason])
+    return found
+
+
+def _without_slower_twins(measured: Sequence[Measured]) -> None:
+    """Of candidates that compute the same numbers by other operators, the fastest competes."""
+    best: dict[tuple[str, str], Measured] = {}
+    for one in measured:
+        key = one.candidate.site, one.candidate.numbers
+        if one.reason or not one.candidate.numbers:
+            continue
+        other = best.setdefault(key, one)
+        if other is not one:
+            slower, best[key] = (other, one) if one.latency < other.latency else (one, other)
+            slower.reason = f"the same numbers take {best[key].latency - slower.latency:.1f} µs less by other operators"
+
+
+NOISE = 0.1
+"""Part of a gain that measurements differ by."""
+
+
+def _without_dominated(work: _Work, measured: Sequence[Measured]) -> None:
+    """Of candidates for the same values, one that gains no more, saves no more and distorts its site more does not compete."""
+    sites: dict[str, list[Measured]] = {}
+    for one in measured:
+        if not one.reason:
+            sites.setdefault(one.candidate.site, []).append(one)
+    for group in sites.values():
+        for one in group:
+            better = (o for o in group if o is not one and not o.reason and _dominates(work, o, one))
+            if (other := next(better, None)) is not None:
+                one.reason = f"no faster than {other.candidate.rewrite}, and less exact"
+
+
+def _dominates(work: _Work, a: Measured, b: Measured) -> bool:
+    same = a.candidate.covers <= b.candidate.covers
+    exact = a.candidate.layer_error < b.candidate.layer_error
+    small = not work.wants_bytes or a.candidate.bytes <= b.candidate.bytes * (1 - NOISE)
+    return same and exact and small and a.latency <= b.latency * (1 - NOISE)
+
+
+def _pays(work: _Work, one: Measured) -> bool:
+    """Could it be part of any answer?"""
+    return one.latency < 0 or (work.wants_bytes and one.candidate.bytes < 0)
+
+
+def _sense(work: _Work, competing: Sequence[Measured]) -> None:
+    """The error of each candidate alone, the most promising first."""
+    end = time.monotonic() + PATIENCE
+    order = sorted(competing, key=lambda m: m.candidate.bytes if work.memory else m.latency)
+    for place, one in enumerate(order):
+        if time.monotonic() > end:
+            one.reason = "not measured: time was up"
+            continue
+        work.progress(f"measuring candidate {place + 1} of {len(order)}")
+        try:
+            outputs = work.outputs(work.substituted([one.candidate]), work.sensed.measuring)
+        except Exception as failure:  # noqa: BLE001 - a candidate that cannot be put in does not compete
+            one.reason = f"the graph with it does not run: {' '.join(str(failure).split())}"
+            continue
+        one.error, one.drift = work.quick.worsening(outputs), work.quick.drift(outputs)
+        if one.error.lower > work.budget.metric or not math.isfinite(one.error.mean):
+            one.reason = f"alone it loses {one.error.mean:.3g} (at least {one.error.lower:.3g} at 95 %), and the budget is {work.budget.metric:.3g}"
+
+
+def _problem(work: _Work, measured: Sequence[Measured]) -> tuple[Problem, list[int]]:
+    """The program's numbers; ``places``: which of ``measured`` its options are."""
+    places = [k for k, m in enumerate(measured) if not m.reason]
+    options = [
+        Option(m.latency, m.error.upper, m.candidate.bytes, m.candidate.covers, m.candidate.reads, m.candidate.writes)
+        for m in (measured[k] for k in places)
+    ]
+    coded = frozenset().union(*(o.reads | o.writes for o in options))
+    conversions = {v: work.costs.conversion(v) for v in coded}
+    values = {v.name or "": v for n in work.graph.graph for v in n.outputs} | {v.name or "": v for v in work.graph.graph.inputs}
+    readers = {v: [o.name or "" for o in _outputs_of_readers(values[v])] for v in coded}
+    enter, leave = ({v: pair[k] for v, pair in conversions.items()} for k in (0, 1))
+    return Problem(options, enter, leave, readers, memory=work.memory), places
+
+
+def _outputs_of_readers(value: ir.Value) -> list[ir.Value]:
+    return [use.node.outputs[0] for use in value.uses()]
+
+
+class _Search:
+    """Solve, substitute, measure, tighten."""
+
+    def __init__(
+        self, work: _Work, measured: Sequence[Measured], problem: Problem, places: Sequence[int], again: Callable[[ir.Model], ir.Model],
+        bound: float, *, last: bool,
+    ) -> None:  # fmt: skip
+        self._work, self._measured, self._problem, self._again = work, measured, problem, again
+        self.places, self._bound, self._last = places, bound, last
+        self._worth = _worth([measured[k] for k in places]) if work.judge.additive else 1.0
+        self._scale = 1.0
+        self.exact_ms = math.nan
+        self.rounds: list[dict[str, Any]] = []
+        self.reason = ""
+
+    def run(self) -> tuple[ir.Model | None, Point | None]:
+        """The first answer that meets the budget, measured as a whole, and is faster (or smaller); None: the graph as it is."""
+        for number in range(ROUNDS):
+            self._work.progress(f"choosing, round {number + 1}")
+            taken = solve(self._additive(), self._room(self._bound), self._most_bytes())
+            if not taken:
+                self.reason = "no set of candidates meets the budget and pays" if taken is not None or number else self._no_answer()
+                return None, None
+            model = self._again(self._materialised(taken))
+            point = self._point(taken, self._work.trials.stored(model))
+            said = self._verdict(point)
+            self.rounds.append({**point.to_dict(), "verdict": said or "accepted"})
+            if not said:
+                return model, point
+            self._tighten(taken, point)
+        self.reason = f"none of {ROUNDS} answers was within the budget and better when measured as a whole"
+        return None, None
+
+    def front(self) -> list[Point]:
+        """What the program answers for other budgets, measured as substituted."""
+        points: dict[frozenset[int], Point] = {}
+        for part in FRONT:
+            self._work.progress(f"the front: {part:g} of the budget")
+            taken = solve(replace(self._additive(), excluded=()), self._room(part * self._bound))
+            if taken and taken not in points:
+                points[taken] = self._point(taken, self._work.substituted([self._measured[self.places[k]].candidate for k in sorted(taken)]))
+        return list(points.values())
+
+    def _no_answer(self) -> str:
+        return f"no set of candidates has at most {self._work.budget.weight_bytes} of the exact graph's weight bytes within the budget"
+
+    def _most_bytes(self) -> float | None:
+        part = self._work.budget.weight_bytes
+        return None if part is None or not self._last else part * self._work.exact_bytes - self._work.bytes
+
+    def _room(self, bound: float) -> float:
+        """What is left of a bound, in the unit in which errors add."""
+        lost = max(0.0, self._work.lost.upper)
+        return max(0.0, bound - lost if self._work.judge.additive else bound**2 - lost**2)
+
+    def predicted(self, taken: frozenset[int]) -> float:
+        """What the program thinks that the whole loses."""
+        problem, lost = self._additive(), max(0.0, self._work.lost.mean)
+        total = sum(problem.floored(k) for k in taken)
+        return lost + total if self._work.judge.additive else math.sqrt(lost**2 + total)
+
+    def _additive(self) -> Problem:
+        """Errors as they add: norms in squares; a metric by what the drift of outputs was seen to be worth. All that joint measurements taught
+        is in the scale."""
+        return replace(self._problem, options=[replace(o, error=self._error(k) * self._scale) for k, o in enumerate(self._problem.options)])
+
+    def _error(self, k: int) -> float:
+        one = self._measured[self.places[k]]
+        if self._work.judge.additive:
+            return max(self._worth * one.drift, 0.0)
+        return max(0.0, one.error.upper**2 - max(0.0, self._work.lost.mean) ** 2)
+
+    def _materialised(self, taken: frozenset[int]) -> ir.Model:
+        model = self._work.substituted([self._measured[self.places[k]].candidate for k in sorted(taken)])
+        return ir.external_data.load_to_model(model)
+
+    def _point(self, taken: frozenset[int], stored: ir.Model) -> Point:
+        work = self._work
+        error = work.judge.worsening(work.outputs(stored, work.data.measuring))
+        times = work.trials.times({"before": (work.graph, work.example), "after": (stored, work.example)}, turn=0.05)
+        self.exact_ms = times["before"] / 1e3
+        return Point(taken, self.predicted(taken), error, weight_bytes(stored), times["after"] / 1e3)
+
+    def _verdict(self, point: Point) -> str:
+        """Why an answer will not do."""
+        work, budget = self._work, self._work.budget
+        if not point.error.upper <= self._bound:
+            return f"it loses {point.error.mean:.3g}, {point.error.upper:.3g} at 95 %, and the budget is {self._bound:.3g}"
+        if budget.weight_bytes is not None and self._last and point.bytes > budget.weight_bytes * work.exact_bytes:
+            return f"its weights take {point.bytes / work.exact_bytes:.3f} of the exact graph's bytes"
+        if budget.latency is not None and self._last and point.latency_ms > budget.latency * self.exact_ms:
+            return f"it takes {point.latency_ms / self.exact_ms:.3f} of the time before"
+        if not (work.wants_bytes and point.bytes < work.bytes) and point.latency_ms > SLOWER * self.exact_ms:
+            return f"as a whole it is not faster: {point.latency_ms:.3f} ms, before {self.exact_ms:.3f} ms"
+        return ""
+
+    def _tighten(self, taken: frozenset[int], point: Point) -> None:
+        """This set is out; and where its error was above the prediction, so are others that rest on the same hope."""
+        self._problem = replace(self._problem, excluded=[*self._problem.excluded, taken])
+        missed = point.error.upper
+        if not missed > self._bound:
+            return
+        lost, left = self._beyond(missed), self._room(self._bound)
+        self._scale *= max(1.1, lost / left) if math.isfinite(lost) and left > 0 else 4.0
+
+    def _beyond(self, error: float) -> float:
+        """What this stage lost, in the unit in which errors add."""
+        before = max(0.0, self._work.lost.upper)
+        return error - before if self._work.judge.additive else error**2 - before**2
+
+
+def _worth(measured: Sequence[Measured]) -> float:
+    """How much of the metric a unit of drift is worth, from all candidates together: one alone, on few samples, tells little."""
+    drift = sum(m.drift for m in measured)
+    return max(0.0, sum(m.error.mean for m in measured)) / drift if drift > 0 else 0.0
+
+
+class _Told:
+    """What the report says."""
+
+    def __init__(self, work: _Work) -> None:
+        self._work = work
+        self._sites: list[tuple[Measured, bool]] = []
+        self._refused: list[Refusal] = []
+        self._rounds: list[dict[str, Any]] = []
+        self._front: list[Point] = []
+        self._point: Point | None = None
+        self._reasons: list[str] = []
+
+    def stage(self, measured: Sequence[Measured], refusals: Sequence[Refusal], search: _Search, point: Point | None) -> None:
+        chosen = {search.places[k] for k in point.chosen} if point is not None else set()
+        for k, one in enumerate(measured):
+            if k not in chosen and not one.reason:
+                one.reason = "not part of the best answer within the budget" if point is not None else search.reason
+        self._sites += [(one, k in chosen) for k, one in enumerate(measured)]
+        self._refused += refusals
+        self._rounds += search.rounds
+        self._reasons += [search.reason] if search.reason else []
+        if point is not None:
+            self._point = point
+            self._front = [point, *search.front()]
+
+    def result(self, model: ir.Model | None) -> Approximated:
+        work, point = self._work, self._point if model is not None else None
+        chosen = [m for m, taken in self._sites if taken] if point is not None else []
+        front = [p.to_dict() for p in self._front] if point is not None else []
+        section = {
+            "budget": {"metric": work.budget.metric, "weight_bytes": work.budget.weight_bytes, "latency": work.budget.latency},
+            "metric": {
+                "exact": work.judge.base, "worsening": None if point is None else point.error.mean,
+                "upper": None if point is None else point.error.upper,
+            },
+            "samples": work.data.samples, "splits": [len(s) for s in work.data.splits], "chosen": len(chosen), "rounds": self._rounds,
+            "stopped": "; ".join(dict.fromkeys(self._reasons)), "sites": [m.to_dict(taken and point is not None) for m, taken in self._sites],
+            "refused": [{"rule": r.rewrite, "site": r.site, "reason": r.reason} for r in self._refused],
+            "front": pareto(front), "correlation": correlation(front),
+        }  # fmt: skip
+        declined = [{"rule": m.candidate.rewrite, "site": m.candidate.site, "reason": m.reason} for m, _ in self._sites if m.reason]
+        declined += [{"rule": r.rewrite, "site": r.site, "reason": r.reason} for r in self._refused]
+        notes = [*work.data.warnings, *work.judge.notes, self._sentence(chosen, point)]
+        return Approximated(model, section, _rewrites(chosen), declined, notes, None if model is None else _engine_check(work))
+
+    def _sentence(self, chosen: Sequence[Measured], point: Point | None) -> str:
+        if point is None:
+            return f"approximate: none, the exact graph stands: {self._reasons[-1] if self._reasons else 'no candidate pays'}"
+        return (
+            f"approximate: {len(chosen)} of {len(self._sites)} candidates; the metric is worse by {point.error.mean:.3g} "
+            f"({point.error.upper:.3g} at 95 %) on inputs that nothing was fitted to; the budget is {self._work.budget.metric:.3g}"
+        )
+
+
+def _rewrites(chosen: Sequence[Measured]) -> list[dict[str, Any]]:
+    counts: dict[str, list[Measured]] = {}
+    for one in chosen:
+        counts.setdefault(one.candidate.rewrite, []).append(one)
+    return [{"rule": name, "count": len(ms), "equality": "approximate", "error": max(m.error.mean for m in ms)} for name, ms in counts.items()]
+
+
+def _engine_check(work: _Work) -> Callable[[Engine, Engine | None], str]:
+    data, judge, bound = work.data, work.judge, work.budget.metric
+
+    def differs(run: Engine, usual: Engine | None = None) -> str:
+        error = judge.worsening([[np.asarray(o) for o in run(feed)] for feed in data.feeds(data.measuring)])
+        return "" if error.upper <= bound else f"there the metric is worse by {error.mean:.3g} ({error.upper:.3g} at 95 %), more than {bound:.3g}"
+
+    return differs
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None

@@ -1,0 +1,171 @@
+"""How far outputs are off: the user's metric, or the normalised error of the outputs, with a confidence bound over disjoint splits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rewriter.calibration import CalibrationSet
+from rewriter.errors import BudgetError
+
+Array = np.ndarray
+Outputs = list[list[Array]]
+"""For each batch, the model's outputs."""
+T95 = {1: 6.314, 2: 2.920, 3: 2.353, 4: 2.132, 5: 2.015, 6: 1.943, 7: 1.895}
+"""Student's t, one-sided 95 %, by degrees of freedom (any table)."""
+
+
+@dataclass(frozen=True)
+class Worsening:
+    """``mean`` over the splits, and ``upper``: the one-sided 95 % confidence bound of it."""
+
+    mean: float
+    upper: float
+    splits: tuple[float, ...] = ()
+
+    @property
+    def lower(self) -> float:
+        """The bound on the other side."""
+        return 2 * self.mean - self.upper if math.isfinite(self.mean) else self.mean
+
+
+def bounded(splits: Sequence[float]) -> Worsening:
+    """Mean and Student's bound: mean + t s / sqrt(k)."""
+    mean = float(np.mean(splits))
+    if not math.isfinite(mean):
+        return Worsening(math.inf, math.inf, tuple(splits))
+    k = len(splits)
+    upper = mean if k < 2 else mean + T95.get(k - 1, 1.645) * float(np.std(splits, ddof=1)) / math.sqrt(k)
+    return Worsening(mean, upper, tuple(splits))
+
+
+def normalised_error(outputs: Any, reference: Any) -> float:
+    """||y - r|| / ||r||, of the worst output; of whole numbers the part that differs. Arrays, or tuples and lists of them."""
+    if isinstance(outputs, (tuple, list)):
+        return max((normalised_error(a, b) for a, b in zip(outputs, reference, strict=True)), default=0.0)
+    y, r = np.asarray(outputs), np.asarray(reference)
+    if y.dtype.kind not in "fc":
+        return float(np.mean(y != r)) if y.size else 0.0
+    difference = np.linalg.norm((y.astype(np.float64) - r.astype(np.float64)).reshape(-1))
+    size = np.linalg.norm(r.astype(np.float64).reshape(-1))
+    return float(difference / size) if size else float(difference)
+
+
+class Judge:
+    """Measures outputs of approximated graphs against the exact graph's, split by split."""
+
+    def __init__(self, metric: Callable[[Any, Any], float] | None, data: CalibrationSet, exact: Outputs) -> None:
+        """``exact``: the exact graph's outputs on ``data.measuring``. Raises ``BudgetError`` where the metric makes no sense of them."""
+        self._metric, self._data = metric, data
+        self._exact = self._by_split(exact)
+        self._references = [_joined(part) for part in self._exact]
+        self._targets = [_concatenated(data.targets(s)) if data.has_targets else r for s, r in zip(data.splits, self._references, strict=True)]
+        self.notes: list[str] = []
+        self._sign = 1.0
+        self._base = [0.0] * len(self._exact)
+        self._check_outputs()
+        if metric is not None:
+            self._base = [self._own(r, t) for r, t in zip(self._references, self._targets, strict=True)]
+            self._sign = self._direction()
+
+    @property
+    def additive(self) -> bool:
+        """Do errors of independent changes add up as they are? Norms add in squares."""
+        return self._metric is not None
+
+    @property
+    def base(self) -> float:
+        """The metric of the exact graph."""
+        return float(np.mean(self._base))
+
+    def worsening(self, outputs: Outputs) -> Worsening:
+        """How much worse than the exact graph's, over the splits; infinite where the metric fails or gives no number."""
+        parts = [_joined(part) for part in self._by_split(outputs)]
+        if self._metric is None:
+            return bounded([normalised_error(y, r) for y, r in zip(parts, self._references, strict=True)])
+        changes = []
+        for y, t, was in zip(parts, self._targets, self._base, strict=True):
+            try:
+                now = float(self._metric(y, t))
+            except Exception:  # noqa: BLE001 - outputs that a metric cannot take are as bad as can be
+                now = math.nan
+            changes.append(self._sign * (now - was) if math.isfinite(now) else math.inf)
+        return bounded(changes)
+
+    def drift(self, outputs: Outputs) -> float:
+        """The mean square of the normalised error, whatever the metric is: it sees changes that a metric of few samples does not."""
+        parts = [_joined(part) for part in self._by_split(outputs)]
+        return float(np.mean([normalised_error(y, r) ** 2 for y, r in zip(parts, self._references, strict=True)]))
+
+    def _by_split(self, outputs: Outputs) -> list[Outputs]:
+        found, start = [], 0
+        for split in self._data.splits:
+            found.append(outputs[start : start + len(split)])
+            start += len(split)
+        return found
+
+    def _own(self, outputs: Any, targets: Any) -> float:
+        assert self._metric is not None
+        name = getattr(self._metric, "__name__", "metric")
+        try:
+            value = float(self._metric(outputs, targets))
+        except Exception as failure:  # noqa: BLE001 - a user's function
+            raise BudgetError(f"metric {name} failed on the exact model's outputs: {type(failure).__name__}: {failure}") from None
+        if not math.isfinite(value):
+            raise BudgetError(f"metric {name} gives {value} for the exact model's outputs: it must give a number")
+        return value
+
+    def _direction(self) -> float:
+        """1 for errors, -1 for scores: outputs that belong to other samples must be worse."""
+        assert self._metric is not None
+        changes = []
+        for k, (r, t) in enumerate(zip(self._references, self._targets, strict=True)):
+            try:
+                changes.append(float(self._metric(_shuffled(r, k), t)) - self._base[k])
+            except Exception:  # noqa: BLE001 - then this split does not tell
+                continue
+        change = float(np.nansum(changes)) if changes else 0.0
+        if change == 0.0:
+            self.notes.append("metric: outputs of shuffled samples are no better and no worse, so smaller values were taken to be better")
+            return 1.0
+        if change < 0:
+            self.notes.append("metric: larger values are better (outputs of shuffled samples give smaller ones); its worsening is its drop")
+        return 1.0 if change > 0 else -1.0
+
+    def _check_outputs(self) -> None:
+        for part in self._exact:
+            for outputs in part:
+                if any(o.dtype.kind == "f" and not np.isfinite(o).all() for o in outputs if isinstance(o, np.ndarray)):
+                    raise BudgetError(
+                        "the exact model gives NaN or infinities on the calibration inputs: they do not represent its data; leave them out"
+                    )
+        alone = [o for part in self._exact for outputs in part for o in outputs[:1]]
+        if len(alone) > 1 and all(o.shape == alone[0].shape and np.array_equal(o, alone[0]) for o in alone[1:]):
+            self.notes.append("the model's first output is the same for every calibration batch: they may not represent its data")
+
+
+def _joined(part: Outputs) -> Any:
+    """The outputs of several batches as one: an array for one output, else a tuple."""
+    if not part:
+        return np.zeros(0, np.float32)
+    joined = tuple(_concatenated([outputs[k] for outputs in part]) for k in range(len(part[0])))
+    return joined[0] if len(joined) == 1 else joined
+
+
+def _concatenated(arrays: Sequence[Array]) -> Any:
+    """Along the first axis where the others agree, else the list as it is."""
+    if all(a.ndim and a.shape[1:] == arrays[0].shape[1:] for a in arrays):
+        return np.concatenate(arrays)
+    return list(arrays)
+
+
+def _shuffled(outputs: Any, seed: int) -> Any:
+    """The same outputs, for other samples."""
+    if isinstance(outputs, tuple):
+        return tuple(_shuffled(o, seed) for o in outputs)
+    order = np.random.default_rng(seed).permutation(len(outputs))
+    return [outputs[k] for k in order] if isinstance(outputs, list) else outputs[order]

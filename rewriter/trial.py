@@ -1,0 +1,109 @@
+"""Variants of one graph, run and timed in a process of their own. Large weights are written once; a variant is a small file beside them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import onnx_ir as ir
+
+from backends.worker import Worker
+from rewriter.errors import RewriterError
+
+Array = np.ndarray
+Feed = Mapping[str, Array]
+
+LARGE = 4096
+"""Bytes from which a weight lies in the common file."""
+ROUNDS = 5
+TURN = 0.012
+"""Seconds of calls in one turn of one variant."""
+
+
+class Trials:
+    """Runs variants of a model on ONNX Runtime, and times them on ``engine``: what is measured is what a user would get."""
+
+    def __init__(self, folder: str | os.PathLike[str], *, engine: str = "onnxruntime", threads: int | None = None, timeout: float = 120.0) -> None:
+        self._folder = Path(folder)
+        self.engine = engine
+        self._worker = Worker("onnxruntime", threads=threads, timeout=timeout)
+        self._timer = self._worker if engine == "onnxruntime" else Worker(engine, threads=threads, timeout=timeout)
+        self._threads = threads
+        self._numbers = itertools.count()
+
+    def stored(self, model: ir.Model) -> ir.Model:
+        """A copy of the model whose large weights lie in a file of the folder."""
+        return ir.external_data.unload_from_model(model.clone(), self._folder, f"{next(self._numbers)}.data", size_threshold_bytes=LARGE)
+
+    def load(self, model: ir.Model, worker: Worker | None = None) -> str:
+        """Build a variant (of what ``stored`` gave) in the child; the key that it is known by. Raises ``RewriterError``."""
+        number = next(self._numbers)
+        path = self._folder / f"{number}.onnx"
+        ir.save(model, path)
+        try:
+            (worker or self._worker).load(str(number), str(path), options={"threads": self._threads})
+        finally:
+            path.unlink(missing_ok=True)
+        return str(number)
+
+    def drop(self, *keys: str, worker: Worker | None = None) -> None:
+        """Forget variants."""
+        worker = worker or self._worker
+        for key in keys if worker.alive else ():
+            worker.ask({"do": "drop", "key": key})
+
+    def call(self, key: str, feed: Sequence[Array]) -> list[Array]:
+        """The outputs for inputs in graph order."""
+        return self._worker.ask({"do": "run", "key": key}, [np.ascontiguousarray(a).reshape(a.shape) for a in feed])[1]
+
+    def outputs(self, model: ir.Model, feeds: Iterable[Feed]) -> list[list[Array]]:
+        """The outputs of a variant on every feed. Raises ``RewriterError``."""
+        names = [v.name or "" for v in model.graph.inputs]
+        key = self.load(model)
+        try:
+            return [self.call(key, [feed[n] for n in names]) for feed in feeds]
+        finally:
+            self.drop(key)
+
+    def times(self, variants: Mapping[str, tuple[ir.Model, Sequence[Array]]], *, rounds: int = ROUNDS, turn: float = TURN) -> dict[str, float]:
+        """Median microseconds of each, in alternating turns; infinite for what does not run."""
+        keys: dict[str, str] = {}
+        taken: dict[str, list[float]] = {name: [] for name in variants}
+        for name, (model, _) in variants.items():
+            try:
+                keys[name] = self.load(model, self._timer)
+            except RewriterError:
+                continue
+        names = list(keys)
+        for number in range(rounds + 1):
+            for name in names if number % 2 else reversed(names):
+                times = self._turn(keys[name], variants[name][1], turn)
+                if number:  # the first round warms up
+                    taken[name] += times[1:] or times
+        self.drop(*keys.values(), worker=self._timer)
+        return {name: 1e3 * statistics.median(ms) if ms else float("inf") for name, ms in taken.items()}
+
+    def _turn(self, key: str, inputs: Sequence[Array], seconds: float) -> list[float]:
+        message = {"do": "time", "key": key, "repeat": 500, "seconds": seconds}
+        try:
+            times: list[float] = self._timer.ask(message, [np.ascontiguousarray(a).reshape(a.shape) for a in inputs])[0]["ms"]
+        except RewriterError:
+            return []
+        return times
+
+    def close(self) -> None:
+        self._worker.close()
+        self._timer.close()
+
+    def __enter__(self) -> Self:
+        self._worker.start()
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

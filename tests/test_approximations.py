@@ -1,0 +1,309 @@
+"""What each approximate rewrite computes, against its paper's formula."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import numpy_helper
+from onnx_text import parse, run_ort
+
+from passes.approximate.binary_codes import BinaryCodes, binary_codes, by_tables
+from passes.approximate.candidate import Approximation, Candidate, Refusal, Site
+from passes.approximate.few_levels import FewLevels, gaussian_levels, low_bit, ternary
+from passes.approximate.int8_products import Int8Products
+from passes.approximate.linear_attention import LinearAttention
+from passes.approximate.pruned_channels import PrunedChannels
+from passes.approximate.rounding import activation_codes, fitted_codes, output_error, rounded, symmetric_scales
+from passes.approximate.substitution import Substitution
+from passes.approximate.truncated_kernels import TruncatedKernels
+from passes.calibrate import Feed, record, with_outputs
+from passes.drop_dead import drop_dead
+from rewriter.graph import weight_bytes
+from rewriter.infer_onnx import infer
+from zoo.ort import relative
+
+Array = np.ndarray
+RANDOM = np.random.default_rng(0)
+
+
+def model(body: str, **weights: Array) -> ir.Model:
+    proto = parse(body)
+    proto.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in weights.items())
+    found = ir.from_proto(proto)
+    infer(found)
+    return found
+
+
+def normal(*shape: int, scale: float = 1.0) -> Array:
+    return np.asarray(RANDOM.normal(size=shape) * scale, np.float32)
+
+
+def proposed(kind: Approximation, exact: ir.Model, feeds: Sequence[Feed]) -> list[Candidate | Refusal]:
+    wanted = kind.wants(exact)
+    names = sorted(wanted.values | wanted.grams)
+    probe = ir.to_proto(with_outputs(exact, names))
+    return list(kind.propose(Site(exact, record(exact, names, wanted.grams, feeds, lambda feed: run_ort(probe, feed)))))
+
+
+def candidates(kind: Approximation, exact: ir.Model, feeds: Sequence[Feed]) -> list[Candidate]:
+    return [c for c in proposed(kind, exact, feeds) if isinstance(c, Candidate)]
+
+
+def applied(exact: ir.Model, *chosen: Candidate) -> onnx.ModelProto:
+    copy = exact.clone()
+    graph = Substitution(copy)
+    for candidate in chosen:
+        candidate.apply(graph)
+    drop_dead(copy)
+    copy.graph.sort()
+    proto = ir.to_proto(copy)
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+def lost(exact: ir.Model, chosen: Candidate, feed: Feed) -> float:
+    """||y - y'|| / ||y||"""
+    want, got = run_ort(ir.to_proto(exact), feed)[0], run_ort(applied(exact, chosen), feed)[0]
+    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
+
+
+def inputs(*shape: int, count: int = 16) -> list[Feed]:
+    return [{"x": normal(*shape)} for _ in range(count)]
+
+
+LINEAR = "main (float[8,32] x) => (float[8,24] y) { y = MatMul(x, w) }"
+CONVOLUTION = """main (float[1,8,9,9] x) => (float[1,16,9,9] y)
+    { c = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, k, b) r = Relu(c) y = Add(r, one) }"""
+GEMM = "main (float[8,32] x) => (float[8,24] y) { y = Gemm<transB=1>(x, w, b) }"
+
+
+# 8 bits (17)
+
+
+@pytest.mark.parametrize("name", ["matmul", "gemm", "conv"])
+def test_products_on_8_bits(name: str) -> None:
+    exact, feeds = {
+        "matmul": (model(LINEAR, w=normal(32, 24)), inputs(8, 32)),
+        "gemm": (model(GEMM, w=normal(24, 32), b=normal(24)), inputs(8, 32)),
+        "conv": (model(CONVOLUTION, k=normal(16, 8, 3, 3), b=normal(16), one=normal(1)), inputs(1, 8, 9, 9)),
+    }[name]
+    found = candidates(Int8Products(), exact, feeds)
+    assert {c.rewrite.removesuffix("-integers") for c in found} == {"quantise/int8-per-channel", "quantise/int8-per-tensor"}
+    for candidate in found:
+        assert lost(exact, candidate, feeds[3]) < 0.04, candidate.rewrite
+        assert candidate.bytes < 0
+        changed = ir.from_proto(applied(exact, candidate))
+        assert abs(weight_bytes(changed) - weight_bytes(exact) - candidate.bytes) < 200
+
+
+def test_the_integer_product_is_the_fake_quantised_one() -> None:
+    """s_x s_w (q·Q - z ΣQ) against dequantised numbers in float64."""
+    w, x = normal(24, 32), normal(40, 32)
+    codes = activation_codes(x.ravel(), float(x.min()), float(x.max()))
+    scales = symmetric_scales(w, 8)
+    q, weights = np.clip(np.round(x / codes.scale) + codes.zero, 0, 255).astype(np.int64), rounded(w, scales, 8).astype(np.int64)
+    integer = codes.scale * scales.astype(np.float64) * (q @ weights.T - codes.zero * weights.sum(axis=1))
+    fake = ((q - codes.zero) * codes.scale) @ (weights * scales.astype(np.float64)[:, None]).T
+    assert relative(integer, fake) < 1e-9
+    exact = model(LINEAR, w=w.T.copy())
+    for candidate in candidates(Int8Products(), exact, [{"x": x[k * 8 : k * 8 + 8]} for k in range(5)]):
+        reference, got = (run_ort(m, {"x": x[:8]})[0] for m in (ir.to_proto(exact), applied(exact, candidate)))
+        assert relative(got, reference) < 0.05
+
+
+def correlated(rows: int, depth: int) -> Array:
+    return normal(rows, depth // 4) @ normal(depth // 4, depth) + 0.1 * normal(rows, depth)
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_layer_wise_calibration_beats_rounding(bits: int) -> None:
+    """At 4 bits at most 0.7 of round-to-nearest's NMSE, on inputs that nothing was fitted to."""
+    w, mix = normal(64, 128), normal(32, 128)
+    x, other = (normal(n, 32) @ mix + 0.1 * normal(n, 128) for n in (1024, 512))
+    gram = x.T.astype(np.float64) @ x / len(x)
+    scales = symmetric_scales(w, bits)
+    fitted, nearest = (c * scales[:, None] for c in (fitted_codes(w, scales, bits, gram), rounded(w, scales, bits)))
+    held_out = other.T.astype(np.float64) @ other / len(other)
+    assert output_error(w, fitted, held_out) <= 0.7 * output_error(w, nearest, held_out)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(-50, 50), st.floats(0.01, 100), st.integers(0, 1000))
+def test_zero_is_a_code(middle: float, spread: float, seed: int) -> None:
+    x = (np.random.default_rng(seed).normal(size=500) * spread + middle).astype(np.float32)
+    codes = activation_codes(x, float(x.min()), float(x.max()))
+    assert 0 <= codes.zero <= 255
+    assert codes.scale > 0
+
+
+# Binary codes (18)
+
+
+def test_tables_are_the_dequantised_product() -> None:
+    alpha, signs, _ = binary_codes(normal(24, 64), 3)
+    x = normal(5, 64).astype(np.float64)
+    dequantised = (signs * alpha[:, None, :].astype(np.float64)).sum(axis=2)
+    assert relative(by_tables(x, alpha, signs), x @ dequantised.T) < 1e-5
+
+
+def test_binary_codes_get_better_with_every_round_and_bit() -> None:
+    w = normal(48, 256)
+    last = 1.0
+    for bits in (1, 2, 3, 4):
+        _, signs, errors = binary_codes(w, bits)
+        assert all(b <= a + 1e-12 for a, b in zip(errors, errors[1:], strict=False))
+        assert errors[-1] < last
+        assert set(np.unique(signs)) == {-1, 1}
+        last = errors[-1]
+    assert set(np.unique(binary_codes(np.zeros((2, 8), np.float32), 2)[1])) <= {-1, 1}, "sign(0) is no third code"
+
+
+def test_powers_of_two() -> None:
+    alpha, _, _ = binary_codes(normal(16, 64), 3, power_of_two=True)
+    exponents = np.log2(np.abs(alpha))
+    np.testing.assert_allclose(exponents, np.round(exponents))
+
+
+def test_three_bits_take_a_quarter_of_half_precision() -> None:
+    exact = model("main (float[1,256] x) => (float[1,192] y) { y = MatMul(x, w) }", w=normal(256, 192))
+    feeds = inputs(1, 256)
+    three = next(c for c in candidates(BinaryCodes(), exact, feeds) if c.rewrite == "binary-codes/3-bit")
+    changed = ir.from_proto(applied(exact, three))
+    assert weight_bytes(changed) <= 0.25 * 2 * 256 * 192
+    alpha, signs, _ = binary_codes(exact.graph.initializers["w"].const_value.numpy().T, 3)  # type: ignore[union-attr]
+    want = feeds[0]["x"] @ (signs * alpha[:, None, :]).sum(axis=2).T
+    assert relative(run_ort(ir.to_proto(changed), feeds[0])[0], want) < 1e-5
+
+
+# Few levels (16, 60)
+
+
+def test_levels_are_those_of_a_gaussian() -> None:
+    np.testing.assert_allclose(gaussian_levels(1), [-0.798, 0.798], atol=2e-3)
+    np.testing.assert_allclose(gaussian_levels(2), [-1.510, -0.453, 0.453, 1.510], atol=5e-3)
+
+
+def test_one_bit_as_the_authors_code() -> None:
+    w = normal(8, 64)
+    mean, deviation = w.mean(), w.std(ddof=1)
+    z = (w - mean) / (deviation + 1e-5)
+    np.testing.assert_allclose(low_bit(w, 1), np.sign(z) * 0.798 * deviation + mean, atol=2e-3)
+
+
+def test_ternary_is_the_best_multiple_of_the_signs() -> None:
+    delta = normal(16, 64) * (RANDOM.random((16, 64)) < 0.2)
+    approximated, error = ternary(delta)
+    values = np.unique(approximated)
+    assert len(values) == 3 and values[0] == -values[2] and values[1] == 0
+    signs = np.sign(approximated)
+    for factor in (0.9, 1.1):
+        assert output_error(delta, factor * values[2] * signs, None) > error
+
+
+def test_a_ternary_delta_takes_an_eighth_of_half_precision() -> None:
+    exact = model("main (float[4,128] x) => (float[4,96] y) { y = MatMul(x, w) }", w=normal(128, 96))
+    found = {c.rewrite: c for c in candidates(FewLevels(), exact, inputs(4, 128))}
+    assert weight_bytes(ir.from_proto(applied(exact, found["levels/ternary"]))) <= 2 * 128 * 96 / 8 + 64
+    assert weight_bytes(ir.from_proto(applied(exact, found["levels/1-bit"]))) <= 128 * 96 / 8 + 64
+    errors = [found[f"levels/{n}-bit"].layer_error for n in (1, 2, 4)]
+    assert errors == sorted(errors, reverse=True)
+
+
+# Kernels (26), channels, attention (12)
+
+CAUSAL = "main (float[1,4,96] x) => (float[1,4,96] y) { y = Conv<group=4, kernel_shape=[64], pads=[63,0]>(x, k) }"
+
+
+def test_a_decayed_kernel_is_cut_within_its_bound() -> None:
+    kernel = normal(4, 1, 64) * (0.8 ** np.arange(63, -1, -1)).astype(np.float32)
+    exact, feeds = model(CAUSAL, k=kernel), inputs(1, 4, 96)
+    found = candidates(TruncatedKernels(), exact, feeds)
+    assert [c.rewrite for c in found] == [f"truncate/kernel-{n}" for n in (48, 32, 16, 8)]
+    largest = max(float(np.abs(f["x"]).max()) for f in feeds)
+    for candidate in found:
+        taps = int(candidate.rewrite.rsplit("-", 1)[1])
+        bound = largest * float(np.abs(kernel[..., : 64 - taps]).sum(axis=-1).max())
+        assert candidate.bound.startswith(f"at most {bound:.3g} ")
+        want, got = run_ort(ir.to_proto(exact), feeds[0])[0], run_ort(applied(exact, candidate), feeds[0])[0]
+        assert float(np.abs(want - got).max()) <= bound * (1 + 1e-5)
+
+
+def test_taps_without_padding_stay() -> None:
+    found = proposed(TruncatedKernels(), model(CAUSAL.replace("[63,0]", "[0,0]").replace("y) {", "y) {").replace("4,96] y", "4,33] y"), k=normal(4, 1, 64)), inputs(1, 4, 96))
+    assert found and all(isinstance(f, Refusal) and "places of padding" in f.reason for f in found)
+
+
+HIDDEN = {
+    "linear": ("main (float[8,16] x) => (float[8,12] y) { h = MatMul(x, w) c = Add(h, b) r = Gelu(c) y = MatMul(r, v) }", (16, 64), (64, 12), (8, 16)),
+    "gemm": ("main (float[8,16] x) => (float[8,12] y) { h = Gemm(x, w, b) r = Relu(h) y = Gemm<transB=1>(r, v) }", (16, 64), (12, 64), (8, 16)),
+    "conv": (
+        """main (float[1,4,9,9] x) => (float[1,12,9,9] y)
+        { h = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, w, b) r = Relu(h) d = Conv<kernel_shape=[3,3], pads=[1,1,1,1], group=64>(r, e) y = Conv(d, v) }""",
+        (64, 4, 3, 3), (12, 64, 1, 1), (1, 4, 9, 9),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_channels_that_others_can_stand_for_go_for_nothing(name: str) -> None:
+    """Half of the hidden channels are copies: the layer that reads them is fitted to the other half."""
+    body, first, second, shape = HIDDEN[name]
+    opset = body.replace("main", "main", 1)
+    axis = 0 if name == "conv" else 1
+    w, b = normal(*first, scale=0.4), normal(64)
+    for array, where in ((w, axis), (b, 0)):
+        half = np.moveaxis(array, where, 0)
+        half[32:] = half[:32]
+    extra = {"e": np.repeat(normal(32, 1, 3, 3), 2, 0).reshape(2, 32, 1, 3, 3, order="F").reshape(64, 1, 3, 3)} if name == "conv" else {}
+    if extra:
+        extra["e"][32:] = extra["e"][:32]
+    exact = model(opset, w=w, b=b, v=normal(*second), **extra)
+    feeds = inputs(*shape, count=64)
+    half = next(c for c in candidates(PrunedChannels(), exact, feeds) if c.rewrite == "prune/channels-75%")
+    assert lost(exact, half, feeds[5]) < 0.25
+    assert ir.from_proto(applied(exact, half)).graph.num_nodes() == exact.graph.num_nodes()
+
+
+def attention(masked: bool = False) -> ir.Model:
+    add = "s = Add(m, mask)" if masked else "s = Identity(m)"
+    body = f"main (float[1,2,16,8] q, float[1,2,8,16] k, float[1,2,16,8] v) => (float[1,2,16,8] y) {{ a = MatMul(q, k) m = Mul(a, c) {add} p = Softmax<axis=-1>(s) y = MatMul(p, v) }}"
+    found = model(body, c=np.array(0.35, np.float32), **({"mask": np.triu(np.full((16, 16), -1e9, np.float32), 1)} if masked else {}))
+    return found
+
+
+def _attention_feeds() -> list[Feed]:
+    return [{"q": normal(1, 2, 16, 8, scale=3), "k": normal(1, 2, 8, 16, scale=3), "v": normal(1, 2, 16, 8)} for _ in range(4)]
+
+
+def test_untuned_linear_attention_is_another_function() -> None:
+    exact = attention()
+    for node in list(exact.graph):
+        if node.op_type == "Identity":
+            node.outputs[0].replace_all_uses_with(node.inputs[0])
+            exact.graph.remove(node, safe=True)
+    feeds = _attention_feeds()
+    (found,) = candidates(LinearAttention(), exact, feeds)
+    assert lost(exact, found, feeds[0]) > 0.3
+    assert found.layer_error > 0.1
+    assert "Softmax" in {n.op_type for n in applied(exact, found).graph.node}
+
+
+def test_masked_attention_is_refused_with_a_reason() -> None:
+    (found,) = proposed(LinearAttention(), attention(masked=True), _attention_feeds())
+    assert isinstance(found, Refusal) and "masked" in found.reason
+
+
+def test_two_candidates_share_the_codes_of_what_both_read() -> None:
+    exact = model("main (float[8,32] x) => (float[8,24] y, float[8,24] z) { y = MatMul(x, w) z = MatMul(x, v) }", w=normal(32, 24), v=normal(32, 24))
+    chosen = [c for c in candidates(Int8Products(), exact, inputs(8, 32)) if c.rewrite == "quantise/int8-per-channel"]
+    assert len(chosen) == 2
+    kinds = [n.op_type for n in applied(exact, *chosen).graph.node]
+    assert kinds.count("QuantizeLinear") == 1
+
+
