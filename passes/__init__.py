@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from passes.batchnorm_to_affine import batchnorm_to_affine
 from passes.choose_constant_branch import choose_constant_branch
+from passes.drop_dead import drop_dead
 from passes.drop_identity import drop_identity
 from passes.drop_impulse import drop_impulse
 from passes.einsum_to_matmul import einsum_to_matmul
@@ -16,12 +17,14 @@ from passes.gathernd_to_gather import gathernd_to_gather
 from passes.gemm_to_matmul import gemm_to_matmul
 from passes.inline_constants import inline_constants
 from passes.pad_into_conv import pad_into_conv
+from passes.part_batch import part_batch
 from passes.recognise_gelu import recognise_gelu
 from passes.recognise_layernorm import recognise_layernorm
 from passes.recognise_recurrence import recognise_recurrence
 from passes.recognise_relu import recognise_relu
 from passes.recognise_rmsnorm import recognise_rmsnorm
 from passes.sequence_to_split import sequence_to_split
+from passes.sum_to_einsum import sum_to_einsum
 from rewriter.infer_onnx import infer
 
 Pass = Callable[[ir.Model], ir.Model]
@@ -41,6 +44,7 @@ NORMALISE: tuple[Pass, ...] = (
     recognise_rmsnorm,
     recognise_gelu,
     batchnorm_to_affine,
+    sum_to_einsum,
     einsum_to_matmul,
     gemm_to_matmul,
 )
@@ -60,4 +64,7 @@ def normalise(model: ir.Model, *, smallest: bool = False) -> ir.Model:
     infer(model)
     if recognise_recurrence(model):
         infer(model)
+        if part_batch(model):
+            drop_dead(model)
+            infer(model)
     return model

@@ -73,7 +73,8 @@ def recognise_recurrence(model: ir.Model) -> int:
     for node in reversed(list(model.graph)):
         if node.graph is None or not _may_end(node):
             continue
-        regions = (_region(v, work, deep) for v in node.outputs for deep in (False, True) if v.uses() or v.is_graph_output())
+        ways = ((False, False), (True, False), (False, True))
+        regions = (_region(v, work, *way) for v in node.outputs for way in ways if v.uses() or v.is_graph_output())
         count += any(_replaced(r, model, editor) for r in regions if r is not None)
     return count
 
@@ -107,10 +108,11 @@ def _flips(node: ir.Node) -> bool:
     return int(step.item()) == -1 and int(begin.item()) == -1 and int(end.item()) < -(1 << 30)  # type: ignore[union-attr]
 
 
-def _region(result: ir.Value, work: _Work, deep: bool) -> Region | None:
+def _region(result: ir.Value, work: _Work, deep: bool, batched: bool = False) -> Region | None:
     """Back from a value through what a recurrence is made of, to the tensors that it parts by time, or to what is no part of one.
 
-    ``deep``: what is parted may have been computed inside (a running sum, of which chunks read the last element).
+    ``deep``: what is parted may have been computed inside (a running sum, of which chunks read the last element). ``batched``: a batch
+    that was put together of several is a tensor like others.
     """
     if const(result) is not None or result.producer() is None or result.dtype != ir.DataType.FLOAT:
         return None
@@ -125,7 +127,8 @@ def _region(result: ir.Value, work: _Work, deep: bool) -> Region | None:
             continue
         inside = node is not None and node.graph is graph and node.domain == ""
         known = node is not None and node in nodes and nodes[node] == parted
-        if not inside or node is None or not _continues(node, parted, deep):
+        whole = batched and is_op(node, "Concat") and value is not result and node.attributes.get_int("axis", 1) == 0  # type: ignore[union-attr]
+        if not inside or node is None or whole or not _continues(node, parted, deep):
             sources[value] = None
             continue
         if known:

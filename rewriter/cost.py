@@ -100,6 +100,8 @@ def infer(op: str, arguments: Sequence[Any], sizes: Mapping[int, Sizes]) -> Size
         return None if x is None or y is None or len(x) < 2 or len(y) < 2 else (*_broadcast(x[:-2], y[:-2]), x[-2], y[-1])
     if op == "middle":
         return ()
+    if op == "padded":
+        return None if x is None else (*x[:-1], arguments[1] + x[-1] + arguments[2])
     if op == "tile":
         return None if x is None else (x[0] * arguments[1] * arguments[2],)
     if op == "transposed":

@@ -259,6 +259,7 @@ EMIT: dict[str, Emitter] = {
     "inverse": lambda w, c: w.emit("Reciprocal", c),
     "sign": lambda w, c: w.emit("Sign", c),
     "tile": _tile,
+    "padded": lambda w, a, n, m: w.emit("Pad", a, w.integers(n, m), None, w.integers(-1)),
     "transposed": lambda w, a: w.emit("Transpose", a, perm=[1, 0]),
     "block_compose": _block_compose,
     "block_sum": _block_sum,

@@ -87,6 +87,7 @@ OPERATORS: dict[str, Operator] = {
         Operator("middle", "t", True),
         Operator("sign", "t", True),
         Operator("tile", "tii", True),
+        Operator("padded", "tii", True),
         Operator("transposed", "t", True),
         Operator("block_compose", "ttii", True),
         Operator("block_sum", "ttii", True),
@@ -258,6 +259,15 @@ def _compose(a: str, b: str) -> tuple[str] | None:
     return None if c is None else (str(c),)
 
 
+def _causal(z: str) -> tuple[str] | None:
+    """The window without what it adds after the last axis, where that has as much padding on either side as the kernel reaches."""
+    w = Window.parse(z)
+    reach = w.dilations[-1] * (w.kernel[-1] - 1)
+    if reach == 0 or w.strides[-1] != 1 or (w.pads[w.rank - 1], w.pads[-1]) != (reach, reach):
+        return None
+    return (str(replace(w, pads=(*w.pads[:-1], 0))),)
+
+
 def _identity(a: str) -> tuple[str] | None:
     d = depthwise_identity(Window.parse(a))
     return None if d is None else (str(d),)
@@ -379,6 +389,7 @@ TABLES: dict[str, Table] = {
         Table("channels", "w", _channels, outputs="i"),
         Table("joins", "ww", _join, (0,), "sss", meets=(_ends, _ends)),
         Table("composes", "ww", _compose, (0,), "s", meets=(lambda a: Window.parse(a).outputs, lambda b: Window.parse(b).inputs)),
+        Table("causal", "w", _causal, (0,), "s"),
         Table("identity_window", "w", _identity, (0,), "s"),
         Table("stays", "m", lambda m: () if Move.parse(m).identity else None),
         Table("follows", "mm", _moves_compose, (0,), "s", meets=(lambda m: len(Move.parse(m).target), lambda n: len(Move.parse(n).source))),
@@ -568,6 +579,12 @@ class Arrays:
     def tile(v: np.ndarray, p: int, q: int) -> np.ndarray:
         """Every element q times, and all of that p times."""
         return np.tile(np.repeat(v, q), p)
+
+    @staticmethod
+    def padded(a: np.ndarray, n: int, m: int) -> np.ndarray:
+        """n zeros before, and m after, along the last axis."""
+        zeros = [np.repeat(a[..., :1] * 0, k, -1) for k in (n, m)]
+        return np.concatenate([zeros[0], a, zeros[1]], -1)
 
     @staticmethod
     def transposed(a: np.ndarray) -> np.ndarray:

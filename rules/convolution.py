@@ -209,3 +209,17 @@ def _two_images(draw: Any) -> dict[str, Any]:
 def images_add(op: Reading, x: Term, K: Term, b: Term, w: Term, y: Term, c: Term) -> tuple[Term, Term]:
     """conv(x, K, b) + conv(y, K, c) == conv(x + y, K, b + c), where the strides are 1 and so the images are of one size"""
     return op.add(op.conv(x, K, b, w), op.conv(y, K, c, w)), op.conv(op.add(x, y), K, op.add(b, c), w)
+
+
+def _padded_twice(draw: Any) -> dict[str, Any]:
+    """A window with as much padding on both sides of the last axis as the kernel reaches, and that axis' length."""
+    lines = [Window(2, 2, (3,), (1,), (2, 2), (1,), 2), Window(2, 3, (2,), (1,), (2, 2), (2,), 1)]
+    values = _draw(draw, [*lines, Window(1, 2, (2, 3), (2, 1), (0, 2, 1, 2), (1, 1), 1)])
+    return values | {"l": values["x"].shape[-1]}
+
+
+@rule("x:nihw K:oihw b:o w:window l:int v:window", when="const(K) const(b)", given="last(x,l) causal(w,v)", cite="R10, R8 (26)", sample=_padded_twice,
+      breaks_at={"x": [[[1.0, 2.0]]], "K": [[[1.0, 1.0]]], "b": [0.0], "w": "1>1 k2 s1 p1,1 d1 g1", "l": 1, "v": "1>1 k2 s1 p1,0 d1 g1"})  # fmt: skip
+def only_the_past_is_read(op: Reading, x: Term, K: Term, b: Term, w: Term, l: Term, v: Term) -> tuple[Term, Term]:  # noqa: E741
+    """conv(x, K)[0:l] == conv'(x, K), l the length of x: padded on both sides and cut, or padded in front alone"""
+    return op.slice(op.conv(x, K, b, w), -1, 0, l), op.conv(x, K, b, v)

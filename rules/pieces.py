@@ -100,6 +100,25 @@ def map_of_the_first_apart(op: Reading, u: Term, v: Term, C: Term, c: Term, n: T
     return op.linear(op.cat(u, v, -1), C, c), op.add(op.linear(u, upper, c), op.linear(v, lower, op.zero_row(lower)))
 
 
+def _zeros_beside(draw: Any) -> dict[str, Any]:
+    i, o, n = draw.integer(1, 3), draw.integer(1, 3), draw.integer(1, 2)
+    return {"x": draw.tensor((2, i)), "A": draw.tensor((i, o)), "b": draw.tensor((o,)), "z": draw.tensor((2, n)) * 0, "n": n}
+
+
+@rule("x:ki A:io b:o z:kn n:int", when="const(A) const(b) const(z) last(z,n)", given="zero(z)", cite="R6, R14 (29: deltas of q and v alone)",
+      sample=_zeros_beside, breaks_at={"x": [[1.0]], "A": [[1.0]], "b": [0.0], "z": [[1.0]], "n": 1})  # fmt: skip
+def zeros_after_map(op: Reading, x: Term, A: Term, b: Term, z: Term, n: Term) -> tuple[Term, Term]:
+    """[x·A + b|0] == x·[A|0] + [b|0]"""
+    return op.cat(op.linear(x, A, b), z, -1), op.linear(x, op.padded(A, 0, n), op.padded(b, 0, n))
+
+
+@rule("x:ki A:io b:o z:kn n:int", when="const(A) const(b) const(z) last(z,n)", given="zero(z)", cite="R6, R14 (29)",
+      sample=_zeros_beside, breaks_at={"x": [[1.0]], "A": [[1.0]], "b": [0.0], "z": [[1.0]], "n": 1})  # fmt: skip
+def zeros_before_map(op: Reading, x: Term, A: Term, b: Term, z: Term, n: Term) -> tuple[Term, Term]:
+    """[0|x·A + b] == x·[0|A] + [0|b]"""
+    return op.cat(z, op.linear(x, A, b), -1), op.linear(x, op.padded(A, n, 0), op.padded(b, n, 0))
+
+
 @rule("E:nd i: A:dk b:k", when="const(E) const(A) const(b)", cite="R8 (54, 25)", sample=_table)
 def row_of_a_map(op: Reading, E: Term, i: Term, A: Term, b: Term) -> tuple[Term, Term]:
     """E[i]·A + b == (E·A + b)[i]"""

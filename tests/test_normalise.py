@@ -25,6 +25,8 @@ from passes.recognise_layernorm import recognise_layernorm
 from passes.recognise_relu import recognise_relu
 from passes.recognise_rmsnorm import recognise_rmsnorm
 from passes.sequence_to_split import sequence_to_split
+from passes.sum_to_einsum import sum_to_einsum
+from rewriter.infer_onnx import infer
 from rewriter.read_onnx import read_onnx
 from rewriter.text import text
 
@@ -665,3 +667,44 @@ def test_normalising_twice_changes_nothing_more() -> None:
     once = text(normalise(read(body)))
     assert text(normalise(normalise(read(body)))) == once
     assert len(NORMALISE) == len({each.__name__ for each in NORMALISE}) + 1  # drop_identity comes twice
+
+
+# --- sum_to_einsum
+
+
+@pytest.mark.parametrize(
+    ("factors", "steps"),
+    [
+        ("float[3, 1, 1] w, float[3, 2, 4] a, float[3, 4, 5] b", "p = MatMul(a, b) m = Mul(w, p)"),
+        ("float[3, 1, 1] w, float[3, 2, 4] a, float[3, 4, 5] b", "u = Mul(a, w) m = MatMul(u, b)"),
+        ("float[3, 2, 1] w, float[3, 2, 4] a, float[3, 4, 5] b", "p = MatMul(a, b) m = Mul(p, w)"),
+        ("float[2, 5] w, float[3, 2, 4] a, float[3, 4, 5] b", "p = MatMul(a, b) m = Mul(p, w)"),
+        ("float[3, 2, 7] w, float[3, 7, 4] a, float[3, 4, 5] b", "p = MatMul(a, b) m = MatMul(w, p)"),
+    ],
+    ids=["numbers", "inside", "rows", "matrix", "three"],
+)
+def test_a_sum_of_products_is_one_contraction(factors: str, steps: str) -> None:
+    body = f"main ({factors}) => (float[2, 5] y) <int64[1] first = {{0}}> {{ {steps} y = ReduceSum<keepdims=0>(m, first) }}"
+    model = read(body)
+    infer(model)
+    after = einsum_to_matmul(sum_to_einsum(model))
+    assert not {"ReduceSum", "Einsum"} & set(ops(after)), ops(after)
+    assert_same(parse(body), after, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("ports", "steps"),
+    [
+        ("(float[3, 2, 4] a, float[3, 4, 5] b) => (float[3, 5] y)", "m = MatMul(a, b) y = ReduceSum<keepdims=0>(m, second)"),
+        ("(float[3, 2, 4] a, float[3, 4, 5] b) => (float[1, 2, 5] y)", "m = MatMul(a, b) y = ReduceSum(m, first)"),
+        ("(float[3, 2, 4] a, float[3, 4, 5] b) => (float[2, 5] y, float[3, 2, 5] m)", "m = MatMul(a, b) y = ReduceSum<keepdims=0>(m, first)"),
+        ("(float[3, 2, 4] a, float[3, 2, 4] b) => (float[2, 4] y)", "m = Mul(a, b) y = ReduceSum<keepdims=0>(m, first)"),
+        ("(float[1, 2, 4] a, float[3, 4, 5] b) => (float[2, 5] y)", "m = MatMul(a, b) y = ReduceSum<keepdims=0>(m, first)"),
+        ("(int64[3, 2, 4] a, int64[3, 4, 5] b) => (int64[2, 5] y)", "m = MatMul(a, b) y = ReduceSum<keepdims=0>(m, first)"),
+    ],
+    ids=["an axis of the matrices", "an axis that stays", "products that are read", "no product", "a repeated factor", "whole numbers"],
+)
+def test_other_sums_stay_sums(ports: str, steps: str) -> None:
+    model = read(f"main {ports} <int64[1] first = {{0}}, int64[1] second = {{1}}> {{ {steps} }}")
+    infer(model)
+    assert "Einsum" not in ops(sum_to_einsum(model))

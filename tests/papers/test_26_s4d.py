@@ -96,7 +96,7 @@ def inputs() -> tuple[torch.Tensor]:
     return (normal(2, CHANNELS, LENGTH),)
 
 
-@each(convolution=ByConvolution, reals=InReals, missing={"reals": "a skip beside a convolution that is cut after it"})
+@each(convolution=ByConvolution, reals=InReals)
 def test_the_kernel_is_a_constant_with_the_skip_in_it(module: Any, door: str, record: Any) -> None:
     outcome = through(door, module(), inputs())
     right(outcome)

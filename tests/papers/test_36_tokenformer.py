@@ -60,7 +60,6 @@ def test_the_factor_is_in_the_values(module: Any, door: str, record: Any) -> Non
 @each(
     modules=lambda: Three(Pattention),
     einsum=lambda: Three(PattentionByEinsum),
-    missing=dict.fromkeys(("modules", "einsum"), "maps of one input are not stacked into one product that is split"),
 )
 def test_the_keys_are_one_product(module: Any, door: str, record: Any) -> None:
     outcome = through(door, awake(module()), inputs())

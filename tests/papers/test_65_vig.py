@@ -73,7 +73,6 @@ def inputs() -> tuple[torch.Tensor]:
 @each(
     two_passes=Mixer,
     twice_the_batch=TwiceTheBatch,
-    missing={"twice_the_batch": "flipped copies beside the others in one batch are not taken apart"},
 )
 def test_no_flip_is_left(module: Any, door: str, record: Any) -> None:
     outcome = through(door, awake(module()), inputs())

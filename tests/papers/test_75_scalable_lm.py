@@ -69,7 +69,6 @@ def no_square(outcome: Outcome) -> None:
     einsum=Retrieved,
     products=ByProducts,
     concatenated=Concatenated,
-    missing={"products": "a sum over weighted products of a batch is not one product"},
 )
 def test_the_delta_stays_factored(module: Any, door: str, record: Any) -> None:
     outcome = through(door, awake(module()), inputs(), also=[(inputs()[0], -inputs()[1])])
