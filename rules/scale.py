@@ -48,6 +48,18 @@ def biases_add(op: Reading, x: Term, b: Term, c: Term, a: Term) -> tuple[Term, T
     return op.bias(op.bias(x, b, a), c, a), op.bias(x, op.add(b, c), a)
 
 
+@rule("x:nij y:nij b:i c:i a:int", when="const(b) const(c)", cite="R5", sample=lambda draw: {"a": -2})
+def biases_of_a_sum_add(op: Reading, x: Term, y: Term, b: Term, c: Term, a: Term) -> tuple[Term, Term]:
+    """(x + y + b) + c == x + y + (b + c)"""
+    return op.bias(op.bias(op.add(x, y), b, a), c, a), op.bias(op.add(x, y), op.add(b, c), a)
+
+
+@rule("x:nij y:nij b:i c:i a:int", when="const(b) const(c)", cite="R5", sample=lambda draw: {"a": -2})
+def biased_terms_add(op: Reading, x: Term, y: Term, b: Term, c: Term, a: Term) -> tuple[Term, Term]:
+    """(x + b) + (y + c) == x + y + (b + c)"""
+    return op.add(op.bias(x, b, a), op.bias(y, c, a)), op.bias(op.add(x, y), op.add(b, c), a)
+
+
 @rule("x:nij s:i t:i a:int", when="const(s) const(t)", cite="R2", sample=lambda draw: {"a": -2})
 def scaled_copies_add(op: Reading, x: Term, s: Term, t: Term, a: Term) -> tuple[Term, Term]:
     """x * s + x * t == x * (s + t)"""

@@ -203,7 +203,7 @@ class _Average:
             factor = editor.constant(np.array(len(self._branches), old.dtype.numpy() if old.dtype else np.float32), "experts")
         result = editor.emit(end, "Mul", [branch, factor], dtype=old.dtype, shape=old.shape)
         for name in self._rest:
-            result = editor.emit(end, "Add", [result, graph.value(name)], dtype=old.dtype, shape=old.shape)
+            result = editor.emit(end, "Add", [result, _term(graph, name)], dtype=old.dtype, shape=old.shape)
         graph.replace(self._total, result)
 
     def _copied(self, value: ir.Value, graph: Substitution, end: ir.Node, made: dict[ir.Value, ir.Value]) -> ir.Value:
@@ -220,6 +220,11 @@ class _Average:
             options = {k: a.value for k, a in node.attributes.items()}
             made[value] = graph.editor.emit(end, node.op_type, inputs, options, domain=node.domain, dtype=value.dtype, shape=value.shape)
         return made[value]
+
+
+def _term(graph: Substitution, name: str) -> ir.Value:
+    """A computed value or a weight."""
+    return graph.model.graph.initializers.get(name) or graph.value(name)
 
 
 # Experts that the exact search has made one wide layer
