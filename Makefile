@@ -33,6 +33,8 @@ bench: .venv/ready .zoo/ready  ## the tables of the README: latency, engines, gr
 	$(RUN) -m benchmarks.engines --growth --only 'ONNX Runtime,OpenVINO,TVM alone'
 	$(RUN) -m benchmarks.memory
 	$(RUN) -m benchmarks.scale
+	$(RUN) -m benchmarks.tensat
+	$(RUN) -m benchmarks.qdq
 	$(RUN) -m benchmarks.compile_time
 
 docs: .venv/ready  ## docs/papers.md, from the papers' tests

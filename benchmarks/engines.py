@@ -153,7 +153,7 @@ def _plain(timing: Mapping[str, Any]) -> dict[str, Any]:
 @click.argument("names", nargs=-1, metavar="[MODEL]...")
 @click.option("--quick", is_flag=True, help="A tenth of the time: to see that it runs.")
 @click.option("--structured", is_flag=True, help="Models that carry adapters and branches of training.")
-@click.option("--int8", is_flag=True, help="Models in 8 bits (QDQ).")
+@click.option("--int8", is_flag=True, help="Models in 8 bits (QDQ), and with weights alone in 8 and 4.")
 @click.option("--growth", is_flag=True, help="By batch, sequence length and image size.")
 @click.option("--only", metavar="ENGINE,...", help=f"Some of the engines: {', '.join((*RIVALS, *OURS))} (or 'rivals', 'ours').")
 @click.option("--threads", default=2, show_default=True, help="Of every engine.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,14 @@ from zoo.onnx_models import Feed
 Inputs = Callable[[Feed], Iterable[Feed]]
 
 
-def quantised(write: Callable[[Path], Feed], inputs: Inputs) -> Callable[[Path], Feed]:
+PRODUCTS = ("Conv", "MatMul", "Gemm")
+
+
+def quantised(write: Callable[[Path], Feed], inputs: Inputs, operators: Sequence[str] | None = PRODUCTS) -> Callable[[Path], Feed]:
     """What ``write`` makes, with QuantizeLinear and DequantizeLinear around its products and convolutions: 8-bit activations with zero
-    points, and weights with a scale for each channel. ``inputs(feed)``: what to calibrate on, of the example's shapes."""
+    points, and weights with a scale for each channel. ``inputs(feed)``: what to calibrate on, of the example's shapes. ``operators``: other
+    operators to quantise; None: all that the quantiser knows.
+    """
 
     def quantise(stem: Path) -> Feed:
         from onnxruntime.quantization import (  # type: ignore[import-untyped, unused-ignore]
@@ -40,11 +45,37 @@ def quantised(write: Callable[[Path], Feed], inputs: Inputs) -> Callable[[Path],
             quant_pre_process(str(plain.with_suffix(".onnx")), prepared, skip_symbolic_shape=True)
             quantize_static(
                 prepared, str(stem.with_suffix(".onnx")), Reader(iter(inputs(feed))), quant_format=QuantFormat.QDQ, per_channel=True,
-                op_types_to_quantize=["Conv", "MatMul", "Gemm"], activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+                op_types_to_quantize=None if operators is None else list(operators), activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
             )  # fmt: skip
         return feed
 
     return quantise
+
+
+def in_blocks(write: Callable[[Path], Feed], bits: int, block: int) -> Callable[[Path], Feed]:
+    """What ``write`` makes, the weights of its products rounded to ``bits`` with a scale for each ``block`` of depth; activations stay floats."""
+
+    def store(stem: Path) -> Feed:
+        from passes.approximate.blockwise_weights import InBlocks, coded
+        from passes.approximate.products import products
+        from passes.approximate.substitution import Substitution
+        from passes.drop_dead import drop_dead
+        from rewriter.read_onnx import read_onnx
+        from rewriter.write_onnx import write_onnx
+
+        with tempfile.TemporaryDirectory(prefix="rewriter-") as folder:
+            plain = Path(folder, stem.name)
+            feed = write(plain)
+            model = read_onnx(plain.with_suffix(".onnx"))
+            graph = Substitution(model)
+            for product in list(products(model)):
+                if not product.is_convolution and product.weights.shape[1] % block == 0:
+                    InBlocks(product, *coded(product.weights, None, bits, block), bits, block)(graph)
+            drop_dead(model)
+            write_onnx(model, stem.with_suffix(".onnx"))
+        return feed
+
+    return store
 
 
 def noisy(feed: Feed) -> Iterator[Feed]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.quantised import crops, noisy, quantised
+from benchmarks.quantised import crops, in_blocks, noisy, quantised
 from zoo import onnx_models
 from zoo.onnx_models import Feed, OnnxModel
 
@@ -159,8 +159,10 @@ INT8 = (
     Subject("resnet18_int8", quantised(from_torch(image("resnet18")), noisy)),
     Subject("minilm_128_int8", quantised(from_torch(minilm(128)), noisy)),
     Subject("ppocr_rec_int8", quantised(from_onnx(PP_OCR["ppocr_rec"]), crops)),
+    Subject("smollm2_decode_weights8", in_blocks(from_torch(smollm(1, past=128)), bits=8, block=32)),
+    Subject("smollm2_decode_weights4", in_blocks(from_torch(smollm(1, past=128)), bits=4, block=32)),
 )
-"""Networks in 8 bits (QDQ)."""
+"""Networks in 8 bits (QDQ), and with weights alone in 8 and 4 bits."""
 GROWTH = (
     *(Subject(f"resnet18_batch{n}", from_torch(image("resnet18", batch=n))) for n in (1, 2, 4, 8, 16, 32)),
     *(Subject(f"minilm_{n}", from_torch(minilm(n))) for n in (16, 32, 64, 128, 256, 512, 1024, 2048)),

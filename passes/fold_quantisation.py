@@ -3,7 +3,7 @@
 A QDQ graph says where tensors are 8-bit by QuantizeLinear and DequantizeLinear around every operator. Between two operators on codes,
 and around what only moves elements or takes the greatest of some, the pair is the identity on codes: ``Q(DQ(q)) == q`` bit for bit, for
 codes of up to 16 bits, because ``(q - z) s / s`` is off ``q - z`` by far less than half. The rest of the quantiser's scales cannot go: what
-is left between DequantizeLinear and QuantizeLinear is arithmetic on the numbers.
+is left between DequantizeLinear and QuantizeLinear is arithmetic on the numbers. Weights that are turned are turned as codes, once.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ def fold_quantisation(model: ir.Model) -> Folded:
     while changed:
         changed = False
         for node in list(model.graph):
+            if node.graph is not None and is_op(node, "Transpose"):
+                changed |= _turned(node, editor, folded)
             if node.graph is None or not is_op(node, "QuantizeLinear"):
                 continue
             changed |= _without_clamp(node, editor, folded) or _cancelled(node, editor, folded) or _moved(node, editor, folded)
@@ -123,6 +125,27 @@ def _moved(node: ir.Node, editor: Editor, folded: Folded) -> bool:
         folded.rests += [n for n in (each.names if each is not None else ()) if n not in folded.rests]
     assert same[0] is not None
     return _done(node, codes, same[0], editor, folded)
+
+
+def _turned(node: ir.Node, editor: Editor, folded: Folded) -> bool:
+    """Transpose(DQ(w)) == DQ(Transpose(w)) for stored codes w: a scale for each channel lies along another axis then."""
+    inner = _dequantiser(node.inputs[0])
+    codes = required(inner, 0) if inner is not None else None
+    parameters = _parameters(inner) if inner is not None else None
+    if inner is None or codes is None or tensor(codes) is None or parameters is None or parameters.scale.ndim > 1:
+        return False
+    rank = len(tensor(codes).shape)  # type: ignore[union-attr]
+    perm = list(node.attributes.get_ints("perm", tuple(reversed(range(rank)))))
+    attributes = {a.name: a.value for a in inner.attributes.values()}
+    if parameters.scale.ndim == 1:
+        attributes["axis"] = perm.index(inner.attributes.get_int("axis", 1) % rank)
+    shape = [codes.shape[p] for p in perm] if codes.shape is not None else None
+    turned = editor.emit(node, "Transpose", [codes], {"perm": perm}, dtype=codes.dtype, shape=shape)
+    numbers = editor.emit(node, "DequantizeLinear", [turned, *inner.inputs[1:]], attributes, dtype=node.outputs[0].dtype, shape=shape)
+    folded.count += 1
+    editor.replace(node.outputs[0], numbers)
+    editor.drop(node)
+    return True
 
 
 def _without_clamp(node: ir.Node, editor: Editor, folded: Folded) -> bool:

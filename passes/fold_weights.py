@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -104,7 +105,20 @@ def _plan(model: ir.Model, smallest: bool) -> tuple[list[ir.Node], list[ir.Value
     inside = set(nodes)
     frontier = [v for n in nodes for v in n.outputs if v.is_graph_output() or any(u.node not in inside for u in v.uses())]
     frontier = [v for v in frontier if isinstance(v.type, ir.TensorType) and not _is_copy(v)]
-    return nodes, _smallest(model, frontier, inside) if smallest else [v for v in frontier if not _packed(v, inside) and not _for_codes(v, inside)]
+    if smallest:
+        return nodes, _smallest(model, frontier, inside)
+    stored = [v for v in frontier if _packed(v, inside) or _for_codes(v, inside)]
+    kept = set(stored)
+    return nodes, [*dict.fromkeys(c for v in stored for c in _codes(v, inside)), *(v for v in frontier if v not in kept)]
+
+
+def _codes(value: ir.Value, inside: set[ir.Node]) -> list[ir.Value]:
+    """Of a weight that stays stored as codes, what of them is made by other operators (they were turned) and is no larger for it."""
+    maker = value.producer()
+    if maker is None or maker.op_type != "DequantizeLinear":
+        return []
+    made = [v for v in maker.inputs if v is not None and v.producer() in inside]
+    return [v for v in made if (_bytes(v) or math.inf) <= sum(s.const_value.nbytes for s in _above(v, inside)[1] if s.const_value is not None)]
 
 
 def _smallest(model: ir.Model, frontier: list[ir.Value], inside: set[ir.Node]) -> list[ir.Value]:
@@ -141,7 +155,10 @@ def _bytes(value: ir.Value) -> int | None:
 def _for_codes(value: ir.Value, inside: set[ir.Node]) -> bool:
     """Are these the numbers of stored codes, for operators whose input is codes too? Runtimes compute those on the codes."""
     maker = value.producer()
-    if maker is None or maker.op_type != "DequantizeLinear" or any(v is not None and v.producer() is not None for v in maker.inputs):
+    if maker is None or maker.op_type != "DequantizeLinear":
+        return False
+    makers = [v.producer() for v in maker.inputs if v is not None]
+    if any(n is not None and n.op_type != "Transpose" for n in makers):
         return False
 
     def on_codes(node: ir.Node) -> bool:

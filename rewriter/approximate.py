@@ -233,6 +233,8 @@ def _follow(work: _Work, plan: Plan, again: Callable[[ir.Model], ir.Model]) -> _
         if model is not None and point is not None:
             answer.model, answer.point = model, point
             work.go_on_from(model, point.error)
+        elif not last:
+            break  # the rest would be what another plan does
     part = work.budget.weight_bytes
     if answer.point is not None and part is not None and answer.point.bytes > part * work.exact_bytes:
         answer.model = answer.point = None
@@ -424,6 +426,8 @@ class _Search:
         self._before, self._lost = work.graph, work.lost
         self._worth = _worth([measured[k] for k in places]) if work.judge.additive else 1.0
         self._scale = 1.0
+        self._hope: dict[str, float] = {}
+        """By family of candidates: the part of its gains that was seen when a whole was measured."""
         self.exact_ms = math.nan
         self.rounds: list[dict[str, Any]] = []
         self.reason = ""
@@ -490,7 +494,14 @@ class _Search:
     def _additive(self) -> Problem:
         """Errors as they add: norms in squares; a metric by what the drift of outputs was seen to be worth. All that joint measurements taught
         is in the scale."""
-        return replace(self._problem, options=[replace(o, error=self._error(k) * self._scale) for k, o in enumerate(self._problem.options)])
+        options = [
+            replace(o, error=self._error(k) * self._scale, latency=o.latency * (self._hope.get(self._kind(k), 1.0) if o.latency < 0 else 1.0))
+            for k, o in enumerate(self._problem.options)
+        ]
+        return replace(self._problem, options=options)
+
+    def _kind(self, k: int) -> str:
+        return self._measured[self.places[k]].candidate.rewrite
 
     def _error(self, k: int) -> float:
         one = self._measured[self.places[k]]
@@ -527,6 +538,7 @@ class _Search:
         self._problem = replace(self._problem, excluded=[*self._problem.excluded, taken])
         missed = point.error.upper
         if not missed > self._bound:
+            self._disappointed(taken, point)
             return
         lost, left = self._beyond(missed), self._room(self._bound)
         drift = sum(self._measured[self.places[k]].drift for k in taken)
@@ -534,6 +546,14 @@ class _Search:
             self._worth, self._scale = max(1.1 * self._worth * self._scale, lost / drift), 1.0
             return
         self._scale *= max(1.1, lost / left) if math.isfinite(lost) and left > 0 else 4.0
+
+    def _disappointed(self, taken: frozenset[int], point: Point) -> None:
+        """The whole gained less than its parts by themselves: so will others of these kinds."""
+        hoped = -sum(self._problem.options[k].latency for k in taken) / 1e3
+        gained = self.exact_ms - point.latency_ms
+        part = min(0.5, max(0.0, gained / hoped)) if hoped > 0 else 0.5
+        for kind in {self._kind(k) for k in taken}:
+            self._hope[kind] = self._hope.get(kind, 1.0) * part
 
     def _loosen(self, taken: frozenset[int], point: Point) -> None:
         """The whole lost much less than was predicted: errors count for what they were seen to be, with half as much again for safety."""

@@ -189,7 +189,8 @@ class _Encoder:
     def _evaluate(self, node: ir.Node, inputs: list[int], i: int) -> None:
         """A vector or number that the model computes from small weights: its value, and what laws may ask about it."""
         value = node.outputs[0]
-        size = math.prod(d for d in self.shape(i) or (VECTOR + 1,) if isinstance(d, int))
+        shape = self.shape(i)
+        size = VECTOR + 1 if shape is None else math.prod(d for d in shape if isinstance(d, int))
         if any(k not in self.known for k in inputs) or len(node.outputs) > 1 or size > VECTOR:
             return
         try:

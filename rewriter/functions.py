@@ -7,6 +7,8 @@ import onnx_ir as ir
 
 DOMAIN = "rewriter"
 VERSION = 1
+CHUNK = 16
+"""Steps of a recurrence that meet each other in a product."""
 
 _BODIES = {
     # y = x / sqrt(mean(x * x) + epsilon) * scale over the last axis, float32
@@ -98,20 +100,22 @@ _BODIES = {
             decay = Transpose <perm: ints = [0, 1, 3, 2]> (es)
             fill = Concat <axis: int = 0> (batch, features, values)
             start = ConstantOfShape <value: tensor = float[1] {0.0}> (fill)
-            zlast, zstates = Scan <body = forwards (float[batch,i,j] s, float[batch,i,j] u, float[batch,i,one] d)
-                    => (float[batch,i,j] next, float[batch,i,j] was) {
-                was = Identity (s)
-                kept = Mul (d, s)
-                next = Add (kept, u)
-            }, num_scan_inputs: int = 2, scan_input_axes: ints = [1, 1], scan_output_axes: ints = [1]> (start, update, decay)
-            ylast, ystates = Scan <body = backwards (float[batch,i,j] s, float[batch,i,j] u, float[batch,i,one] d)
-                    => (float[batch,i,j] next, float[batch,i,j] was) {
-                was = Identity (s)
-                kept = Mul (d, s)
-                next = Add (kept, u)
-            }, num_scan_inputs: int = 2, scan_input_axes: ints = [1, 1], scan_input_directions: ints = [1, 1],
-                    scan_output_axes: ints = [1], scan_output_directions: ints = [1]> (start, update, decay)
-            states = Where (flag, ystates, zstates)
+            states = If (flag) <then_branch = last_to_first () => (float[batch,chunks,i,j] backwards_states) {
+                backwards_last, backwards_states = Scan <body = backwards (float[batch,i,j] s, float[batch,i,j] u, float[batch,i,one] d)
+                        => (float[batch,i,j] next, float[batch,i,j] was) {
+                    was = Identity (s)
+                    kept = Mul (d, s)
+                    next = Add (kept, u)
+                }, num_scan_inputs: int = 2, scan_input_axes: ints = [1, 1], scan_input_directions: ints = [1, 1],
+                        scan_output_axes: ints = [1], scan_output_directions: ints = [1]> (start, update, decay)
+            }, else_branch = first_to_last () => (float[batch,chunks,i,j] forwards_states) {
+                forwards_last, forwards_states = Scan <body = forwards (float[batch,i,j] s, float[batch,i,j] u, float[batch,i,one] d)
+                        => (float[batch,i,j] next, float[batch,i,j] was) {
+                    was = Identity (s)
+                    kept = Mul (d, s)
+                    next = Add (kept, u)
+                }, num_scan_inputs: int = 2, scan_input_axes: ints = [1, 1], scan_output_axes: ints = [1]> (start, update, decay)
+            }>
             across = MatMul (qe, states)
             both = Add (inside, across)
             joined = Concat <axis: int = 0> (batch, minus, values)

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from rewriter.cost import numbers
 from rewriter.edit import dims, nodes
+from rewriter.functions import CHUNK, DOMAIN
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,9 @@ def weight_bytes(model: ir.Model) -> int:
 
 
 def _macs(node: ir.Node, hints: Mapping[str, int]) -> int:
-    """Of matrix products and convolutions; 0 where a shape is unknown."""
+    """Of matrix products, convolutions and recurrences; 0 where a shape is unknown."""
+    if node.domain == DOMAIN and node.op_type == "LinearRecurrence":
+        return _recurrence(*(numbers(_names(v), hints) for v in node.inputs[1:3] if v is not None))
     if node.domain not in ("", "ai.onnx") or not node.outputs:
         return 0
     out = numbers(_names(node.outputs[0]), hints)
@@ -68,6 +71,14 @@ def _macs(node: ir.Node, hints: Mapping[str, int]) -> int:
     if node.op_type == "ConvTranspose" and len(inputs) > 1 and inputs[0] and inputs[1]:
         return math.prod(inputs[0]) * math.prod(inputs[1][1:])
     return 0
+
+
+def _recurrence(k: tuple[int, ...] | None, v: tuple[int, ...] | None) -> int:
+    """Of its definition: every step meets its chunk (scores, and values by them), writes to the state and reads from it."""
+    if k is None or v is None:
+        return 0
+    batch, time, features, values = *k, v[-1]
+    return batch * time * (CHUNK * (features + values) + 2 * features * values)
 
 
 def _einsum(equation: str, inputs: list[tuple[int, ...] | None]) -> int:

@@ -185,8 +185,8 @@ def compile(
     with ExitStack() as stack:
         stack.enter_context(_no_collections())
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="rewriter-"))
-        saturator = stack.enter_context(Saturator())
-        bench = _Bench(stack.enter_context(Isolated()), folder)
+        saturator, isolated = stack.enter_context(Saturator()), stack.enter_context(Isolated())
+        bench = _Bench(isolated, folder)
         race = stack.enter_context(Race(engines, bench.before, bench.after, os.path.join(folder, "winner"), threads=threads, tune=tune))
         bench.before_is_there = race.load_before
         watch("reading")
@@ -199,6 +199,8 @@ def compile(
         differs = result.differs or result.oracle.differs
         outcome = race.run(result.example, differs)
         _settle(outcome, source, result)
+        for process in (saturator.stop, isolated.close, race.close):  # whose memory the compiler can use
+            process()
         watch("building")
         program = _built(outcome, result, folder, target, threads, tune, watch)
         watch.end()
@@ -262,7 +264,8 @@ def _settle(outcome: Outcome, source: _Source, result: Optimized) -> None:
     ]
     report.rewrites, report.after = [], report.before
     report.latency = {e: {**pair, "after_ms": pair["before_ms"]} for e, pair in (outcome.latency or {}).items() if pair["before_ms"]}
-    result.ir_model, result.weights, result.facts, result.shared = source.model, None, {}, {}
+    result.ir_model, result.weights, result.shared = source.model, None, {}
+    result.facts = {name: (f"fixed:{value}",) for name, value in source.fixed.items()}
 
 
 @dataclass
@@ -309,6 +312,13 @@ class _Searcher:
     def optimise(self, source: _Source, bench: _Bench | None = None) -> Optimized:
         return _optimize(source, self.laws, self.limits, self.prices, self.saturator, bench or self.bench, self.watch)
 
+    def structured(self, source: _Source, exact: Optimized) -> ir.Model:
+        """The exact graph before its maps were merged: what belongs to one branch or expert stands apart."""
+        if not any(r["rule"] == MERGE for r in exact.report.rewrites):
+            return exact.ir_model
+        with tempfile.TemporaryDirectory(prefix="rewriter-") as folder:
+            return replace(self, laws=self.laws.without(MERGE)).optimise(source, self.bench.elsewhere(folder)).ir_model
+
 
 def _optimised(source: _Source, search: _Searcher, allowed: _Allowed | None) -> Optimized:
     """The exact result; within a budget, the approximate one if there is a better one."""
@@ -321,7 +331,7 @@ def _optimised(source: _Source, search: _Searcher, allowed: _Allowed | None) -> 
     again = _Again(source, search, exact)
     for_bytes = search.prices.memory or allowed.budget.weight_bytes is not None
     found = approximate(
-        exact.ir_model, competing(for_bytes=for_bytes), data, allowed.metric, allowed.budget, again, memory=search.prices.memory,
+        search.structured(source, exact), competing(for_bytes=for_bytes), data, allowed.metric, allowed.budget, again, memory=search.prices.memory,
         example=exact.example, engine=search.engine, threads=search.threads, progress=search.watch.detail,
     )  # fmt: skip
     search.watch.end()

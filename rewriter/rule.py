@@ -41,6 +41,8 @@ class Rule:
     """A law for terms made of weights alone. All others look at run-time terms only: weights are folded, whatever their form."""
     declines: str = ""
     """What to tell a user at whose model a ``given`` condition failed."""
+    replaces: bool = False
+    """The left side is never wanted again, by no law: it would be taken for a sum of two things, round after round."""
 
     @property
     def derived(self) -> tuple[str, ...]:
@@ -93,7 +95,9 @@ class Rule:
         site = [] if lifted else self._site
         body = " ".join([f"(= l_ {text(lhs)})", *site, *(_fact(c) for c in (*when, *self.given))])
         # x + 0 == x puts x below itself: without subsuming x + 0, laws about sums would go round that loop for ever.
-        subsume = [] if isinstance(rhs, tuple) else [f"(subsume {text(lhs)})", f'(erased l_ "{self.theory}/{self.name}")']
+        subsume = [f"(subsume {text(lhs)})"] if self.replaces or not isinstance(rhs, tuple) else []
+        if not isinstance(rhs, tuple):
+            subsume.append(f'(erased l_ "{self.theory}/{self.name}")')
         actions = " ".join([*built, f"(union l_ {root})", *subsume])
         return f'(rule ({body}) ({actions}) :ruleset {ruleset} :name "{self.theory}/{self.name}")'
 
@@ -128,6 +132,7 @@ def rule(
     sample: Callable[[Any], Mapping[str, Any]] | None = None,
     weights: bool = False,
     declines: str = "",
+    replaces: bool = False,
 ) -> Callable[[Callable[..., tuple[Term, Term]]], Rule]:
     """Record the decorated ``sides(op, x, ...) -> (lhs, rhs)`` as a rule.
 
@@ -147,7 +152,7 @@ def rule(
         theory = sides.__module__.rsplit(".", 1)[-1]
         when_, given_ = tuple(conditions(when)), tuple(conditions(given))
         line = statement.splitlines()[0]
-        return Rule(name, theory, line, kinds, sides, when_, given_, cite, equal, breaks_at or {}, sample, weights, declines)
+        return Rule(name, theory, line, kinds, sides, when_, given_, cite, equal, breaks_at or {}, sample, weights, declines, replaces)
 
     return record
 

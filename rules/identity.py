@@ -41,11 +41,18 @@ def sum_with_zero(op: Reading, x: Term, y: Term) -> tuple[Term, Term]:
     return op.add(x, y), x
 
 
-@rule("u:nk x:ni A:ik b:k", when="const(A) const(b)", given="zero(A)", cite="R14: finite x",
+@rule("u:nk x:ni A:ik b:k", when="const(A) const(b)", given="zero(A)", cite="R14: finite x", replaces=True,
       sample=lambda draw: {"A": draw.zeros("ik")}, breaks_at={"u": [[1.0]], "x": [[1.0]], "A": [[2.0]], "b": [1.0]})  # fmt: skip
 def sum_with_zero_map(op: Reading, u: Term, x: Term, A: Term, b: Term) -> tuple[Term, Term]:
     """u + (x·0 + b) == u + b, for finite x"""
     return op.add(u, op.linear(x, A, b)), op.bias(u, b, -1)
+
+
+@rule("u:nk x:ni A:ik b:k", when="const(A) const(b)", given="zero(A)", cite="R14: finite x", replaces=True,
+      sample=lambda draw: {"A": draw.zeros("ik")}, breaks_at={"u": [[1.0]], "x": [[1.0]], "A": [[2.0]], "b": [1.0]})  # fmt: skip
+def zero_map_with_sum(op: Reading, u: Term, x: Term, A: Term, b: Term) -> tuple[Term, Term]:
+    """(x·0 + b) + u == u + b, for finite x"""
+    return op.add(op.linear(x, A, b), u), op.bias(u, b, -1)
 
 
 @rule("u:nij x:nij c:", given="zero(c)", cite="R14 (44, 76: a branch that is switched off): finite x", sample=lambda draw: {"c": draw.zeros("")},

@@ -90,3 +90,17 @@ def shift_after_map(op: Reading, x: Term, A: Term, b: Term, c: Term) -> tuple[Te
 def inputs_add(op: Reading, x: Term, A: Term, b: Term, y: Term, c: Term) -> tuple[Term, Term]:
     """(x·A + b) + (y·A + c) == (x + y)·A + (b + c): one product with a shared matrix instead of two"""
     return op.add(op.linear(x, A, b), op.linear(y, A, c)), op.linear(op.add(x, y), A, op.add(b, c))
+
+
+@rule("x:ni A:io b:o y:no B:io c:o d:", when="const(A) const(b) const(B) const(c) const(d)", cite="R2, R4 (59: l + g (o - l), a number g)")
+def maps_add_across_a_multiple(op: Reading, x: Term, A: Term, b: Term, y: Term, B: Term, c: Term, d: Term) -> tuple[Term, Term]:
+    """(x·A + b) + d (y + (x·B + c)) == d y + (x·(A + d B) + (b + d c))"""
+    merged = op.linear(x, op.add(A, op.scalar(B, d)), op.add(b, op.scalar(c, d)))
+    return op.add(op.linear(x, A, b), op.scalar(op.add(y, op.linear(x, B, c)), d)), op.add(op.scalar(y, d), merged)
+
+
+@rule("x:ni A:io b:o y:no B:io c:o s:o", when="const(A) const(b) const(B) const(c) const(s)", cite="R2, R4 (59: a gate for each channel)")
+def maps_add_across_a_scale(op: Reading, x: Term, A: Term, b: Term, y: Term, B: Term, c: Term, s: Term) -> tuple[Term, Term]:
+    """(x·A + b) + (y + (x·B + c)) * s == y * s + (x·(A + B * s) + (b + c * s))"""
+    merged = op.linear(x, op.add(A, op.scale(B, s, -1)), op.add(b, op.scale(c, s, -1)))
+    return op.add(op.linear(x, A, b), op.scale(op.add(y, op.linear(x, B, c)), s, -1)), op.add(op.scale(y, s, -1), merged)

@@ -61,3 +61,17 @@ def scale_after_map_of_rays(op: Reading, f: Term, x: Term, s: Term, a: Term) -> 
 def number_after_map_of_rays(op: Reading, f: Term, x: Term, c: Term) -> tuple[Term, Term]:
     """f(c x) == c f(x), c > 0, for f with f(c x) = c f(x)"""
     return op.map(f, op.scalar(x, c)), op.scalar(op.map(f, x), c)
+
+
+@rule("f:map x:nij s:i a:int", when="const(s) absorbs(x)", given="positive(s) homogeneous(f)", cite="R4 (47): relu(x) s = relu(s x), s > 0",
+      sample=_scaled, breaks_at={"f": "Relu", "x": [[[-1.0]]], "s": [-2.0], "a": -2})  # fmt: skip
+def scale_before_map_of_rays(op: Reading, f: Term, x: Term, s: Term, a: Term) -> tuple[Term, Term]:
+    """f(x) * s == f(x * s), s > 0, where x comes from a linear map that will take s in"""
+    return op.scale(op.map(f, x), s, a), op.map(f, op.scale(x, s, a))
+
+
+@rule("f:map x:nij c:", when="const(c) absorbs(x)", given="positive(c) homogeneous(f)", cite="R4 (47)", sample=_scaled,
+      breaks_at={"f": "Relu", "x": [[[-1.0]]], "c": -2.0})  # fmt: skip
+def number_before_map_of_rays(op: Reading, f: Term, x: Term, c: Term) -> tuple[Term, Term]:
+    """c f(x) == f(c x), c > 0, where x comes from a linear map that will take c in"""
+    return op.scalar(op.map(f, x), c), op.map(f, op.scalar(x, c))

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
+import onnx_ir
 import pytest
 from onnx_text import parse, run_ort
 
 import rewriter
+from benchmarks.qdq import SUBJECTS, measure
+from benchmarks.subjects import Subject
+from zoo.packages import Missing
 
 
 def optimised(body: str) -> tuple[onnx.ModelProto, rewriter.Optimized]:
@@ -97,3 +103,27 @@ def test_weights_of_an_integer_kernel_stay_codes() -> None:
     proto, result = optimised(body)
     assert result.report.after.ops["DequantizeLinear"] == 2
     codes_agree(proto, result)
+
+
+@pytest.mark.parametrize(
+    "scale", ["float[2] s = {0.5, 0.25}, int8[2] z = {0, 3}", "float s = {0.5}, int8 z = {3}"], ids=["for each channel", "for all"]
+)
+def test_stored_codes_are_turned_once(scale: str) -> None:
+    """A Gemm that reads its weight turned around: nothing is turned when the model runs, and the weight is still codes."""
+    axis = "<axis=0>" if "[2]" in scale else ""
+    proto = parse(f"""main (uint8[4,3] x) => (uint8[4,2] y) <int8[2,3] w = {{1, -2, 3, 40, 5, -60}}, {scale}, float t = {{0.1}}, uint8 u = {{7}}, float[2] b = {{0.3, -0.2}}>
+        {{ d = DequantizeLinear(x, t, u) m = DequantizeLinear{axis}(w, s, z) g = Gemm<transB=1>(d, m, b) y = QuantizeLinear(g, t, u) }}""")
+    result = rewriter.optimize(proto)
+    assert "Transpose" not in result.report.after.ops
+    assert any(v.dtype == onnx_ir.DataType.INT8 and v.const_value.size == 6 for v in result.ir_model.graph.initializers.values())  # type: ignore[union-attr]
+    codes_agree(proto, result)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("subject", SUBJECTS, ids=lambda s: s.name)
+def test_nothing_that_algebra_can_remove_is_left_of_a_real_quantiser(subject: Subject, tmp_path: Path) -> None:
+    try:
+        row = measure(subject, tmp_path)
+    except Missing as missing:
+        pytest.skip(str(missing))
+    assert row[-2:] == ["0", "equal"], row

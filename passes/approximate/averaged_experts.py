@@ -107,14 +107,14 @@ def sums(model: ir.Model) -> Iterator[BranchSum]:
     for node in model.graph:
         if not is_op(node, "Add", "Sum") or any(is_op(u.node, "Add", "Sum") and len(node.outputs[0].uses()) == 1 for u in node.outputs[0].uses()):
             continue
-        terms = [_gated(v) for v in _terms(node.outputs[0])]
-        for gated in (True, False):
-            group = [t for t in terms if (t[0] is not None) == gated]
-            rest = [t for t in terms if (t[0] is not None) != gated]
-            if 2 <= len(group) <= MOST and all(gate is None for gate, _ in rest):
-                found = _alike(node.outputs[0], group, tuple(branch for _, branch in rest))
-                if found is not None:
-                    yield found
+        terms = [(v, *_gated(v)) for v in _terms(node.outputs[0])]
+        kinds = [None if branch.producer() is None else (gate is not None, _kind(branch.producer())) for _, gate, branch in terms]
+        for kind in dict.fromkeys(k for k in kinds if k is not None):
+            group = [(gate, branch) for k, (_, gate, branch) in zip(kinds, terms, strict=True) if k == kind]
+            rest = tuple(v for k, (v, _, _) in zip(kinds, terms, strict=True) if k != kind)
+            found = _alike(node.outputs[0], group, rest) if 2 <= len(group) <= MOST else None
+            if found is not None:
+                yield found
 
 
 def _terms(value: ir.Value) -> list[ir.Value]:
@@ -166,7 +166,7 @@ def _same(values: Sequence[ir.Value], constants: list[tuple[ir.Value, ...]], nod
         return len(kinds) == 1 and next(iter(kinds))[0].is_floating_point() and all(v.is_initializer() for v in values)
     makers = [v.producer() for v in values]
     first = makers[0]
-    if first is None or any(m is None or _kind(m) != _kind(first) or any(len(o.uses()) != 1 for o in m.outputs) for m in makers):
+    if first is None or any(m is None or _kind(m) != _kind(first) or len(m.outputs) != 1 or len(m.outputs[0].uses()) != 1 for m in makers):
         return False
     nodes += [m for m in makers if m is not None]
     return all(
@@ -175,7 +175,9 @@ def _same(values: Sequence[ir.Value], constants: list[tuple[ir.Value, ...]], nod
     )
 
 
-def _kind(node: ir.Node) -> tuple[object, ...]:
+def _kind(node: ir.Node | None) -> tuple[object, ...]:
+    if node is None:
+        return ()
     return node.domain, node.op_type, len(node.inputs), len(node.outputs), tuple(sorted((k, str(a.value)) for k, a in node.attributes.items()))
 
 

@@ -59,7 +59,7 @@ class BlockwiseWeights:
         approximated = codes * np.repeat(scales, block, axis=1)
         size = codes.size * bits // 8 + scales.nbytes
         return Candidate(
-            f"{self.name}-{bits}-bit-blocks-of-{block}", product.output, frozenset({product.output}), _Apply(product, codes, scales, bits, block),
+            f"{self.name}-{bits}-bit-blocks-of-{block}", product.output, frozenset({product.output}), InBlocks(product, codes, scales, bits, block),
             bytes=size - product.weights.nbytes, unit=((product.input,), product.output),
             layer_error=output_error(product.weights, approximated, gram), bound=_bound(scales, block, seen),
         )  # fmt: skip
@@ -86,7 +86,9 @@ def _bound(scales: Array, block: int, seen: Recorded) -> str:
     return f"rounding alone moves an output by at most {float((blocks @ (scales.T / 2)).max()):.3g}"
 
 
-class _Apply:
+class InBlocks:
+    """Puts the codes in the place of one product's weights."""
+
     def __init__(self, product: Product, codes: Array, scales: Array, bits: int, block: int) -> None:
         self._output, self._bias, self._block = product.output, product.bias, block
         self._codes = codes.T.astype(ml_dtypes.int4) if bits == 4 else np.ascontiguousarray(codes.T)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -62,7 +61,6 @@ def test_the_gates_are_folded(module: Any, door: str, record: Any) -> None:
     record(PAPER, outcome)
 
 
-@pytest.mark.xfail(strict=True, reason="a branch that is multiplied by a computed zero stays")
 def test_a_closed_gate_takes_its_block_with_it() -> None:
     module = awake(Blocks())
     module.g.data[1] = 0.0

@@ -73,7 +73,7 @@ def inputs() -> tuple[torch.Tensor]:
 BODY = ROWS * (LAYERS * (WIDTH * WIDTH + NARROW * NARROW) + (LAYERS + 1) * WIDTH * NARROW)
 
 
-@each(linear=Ladder, einsum=ByEinsum, missing={"einsum": "a gated difference of two maps is not distributed"})
+@each(linear=Ladder, einsum=ByEinsum)
 def test_the_head_reads_the_narrow_network(module: Any, door: str, record: Any) -> None:
     outcome = through(door, awake(module()), inputs())
     right(outcome)

@@ -237,7 +237,7 @@ class Writer:
 
     def _first(self, start: int, width: int) -> Any:
         """What the sums of the vector at column ``start`` of a panel start from."""
-        return _zero(self.total, width)
+        return zero(self.total, width)
 
     def _right(self, batch: Sequence[Any], panel: Any, widths: Sequence[int]) -> tuple[Any, int]:
         """Where the panel starts, and how far apart its steps of depth are."""
@@ -296,7 +296,8 @@ class Writer:
         e.store(self.out, base + r * rs + s * ss + column * ns, result, ns)
 
 
-def _zero(dtype: str, lanes: int) -> Any:
+def zero(dtype: str, lanes: int) -> Any:
+    """A vector of zeros."""
     from tvm import tirx
 
     from backends.tvm.emit import splat

@@ -3,7 +3,8 @@
     out[b, s, n] = chain( sum over k of left[b, s, k] * (codes[k, n] * scales[k / block, n] + shifts[k / block, n]) )
 
 A product of few rows takes as long as its weights take to be read: codes are a quarter or an eighth of what floats are. They
-become floats in registers, once for all rows of a tile, and are multiplied as a Contraction's. Codes are packed [panel, depth,
+become floats in registers, once for all rows of a tile, and are multiplied as a Contraction's; where there are registers for it,
+a block is summed by itself and scaled once, ``scale * sum of left * code + shift * sum of left``. Codes are packed [panel, depth,
 panel width]; those of 4 bits in pairs of depth, the even one in the lower half of a byte. A shift is a zero point: minus its
 product with the scale.
 """
@@ -22,6 +23,7 @@ from backends.tvm.kernels.contraction import Contraction, Tile, Writer, panels
 
 Array = np.ndarray[Any, Any]
 _MAKING = 4.0  # instructions by which a vector of codes becomes one of floats
+_WORTH = 16  # steps of depth from which on a block is summed by itself
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class _Writer(Writer):
         self.codes = spec
         self.factor = "uint8" if spec.bits == 4 else "int8"
         self.width = sum(self.panels[0][1])  # of every panel but the last
+        self.seen: list[Any] = []  # sums of the left operand over a block, by row
 
     def _weights(self) -> None:
         super()._weights()
@@ -121,7 +124,34 @@ class _Writer(Writer):
                 factors = self._factors(block, step, widths, starts)
                 place = self.e.bind(start + block * (codes.block // codes.paired * step))
                 ahead = self.e.bind(lower + block * (codes.block * self.spec.left.strides[-1]))
-                self._block(sums, ahead, offsets, place, step, widths, starts, factors, length, max(1, unroll // codes.paired))
+                turns = max(1, unroll // codes.paired)
+                if 2 * len(sums) * len(widths) + len(widths) + 2 > self.machine.registers or length < _WORTH:
+                    self._block(sums, ahead, offsets, place, step, widths, starts, factors, length, turns)
+                    continue
+                parts = [[self._zeroed(width) for width in widths] for _ in sums]
+                self.seen = [self._zeroed(1) for _ in sums] if codes.shifted else []
+                self._block(parts, ahead, offsets, place, step, widths, starts, [(None, None)] * len(widths), length, turns)
+                self._add(sums, parts, widths, factors)
+                self.seen = []
+
+    def _zeroed(self, width: int) -> Any:
+        from backends.tvm.kernels.contraction import zero
+
+        place = self.e.local(width, "float32", "part")
+        self.e.store(place, 0, zero("float32", width))
+        return place
+
+    def _add(self, sums: Sequence[Sequence[Any]], parts: Sequence[Sequence[Any]], widths: Sequence[int], factors: Sequence[tuple[Any, Any]]) -> None:
+        """The sums of a block of codes, scaled, to those of all."""
+        from backends.tvm.emit import splat
+
+        e = self.e
+        for row, (totals, own) in enumerate(zip(sums, parts, strict=True)):
+            for total, part, width, (scale, shift) in zip(totals, own, widths, factors, strict=True):
+                value = e.load(total, 0, width) + e.load(part, 0, width) * scale
+                if shift is not None:
+                    value = value + splat(e.load(self.seen[row], 0), width) * shift
+                e.store(total, 0, value)
 
     def _factors(self, block: Any, step: int, widths: Sequence[int], starts: Sequence[int]) -> list[tuple[Any, Any]]:
         """Scale and shift of each vector of columns."""
@@ -165,8 +195,10 @@ class _Writer(Writer):
         number = tirx.Cast(f"int32{lanes}", raw)
         if self.codes.bits == 4:
             number = number >> splat(tirx.const(4, "int32"), width) if half else number & splat(tirx.const(15, "int32"), width)
-        value = tirx.Cast(f"float32{lanes}", number) * scale
-        return self.e.bind(value if shift is None else value + shift)
+        value = tirx.Cast(f"float32{lanes}", number)
+        if scale is not None:
+            value = value * scale if shift is None else value * scale + shift
+        return self.e.bind(value)
 
     def _multiply(
         self, sums: Sequence[Sequence[Any]], lower: Any, offsets: Sequence[int], k: Any, vectors: Sequence[Any], widths: Sequence[int]
@@ -174,7 +206,9 @@ class _Writer(Writer):
         from backends.tvm.emit import splat
 
         e = self.e
-        for row, ahead in zip(sums, offsets, strict=True):
+        for number, (row, ahead) in enumerate(zip(sums, offsets, strict=True)):
             factor = e.bind(e.load(self.left, lower + k * self.spec.left.strides[-1] + ahead))
+            if self.seen:
+                e.store(self.seen[number], 0, e.load(self.seen[number], 0) + factor)
             for total, vector, width in zip(row, vectors, widths, strict=True):
                 e.store(total, 0, e.load(total, 0, width) + splat(factor, width) * vector)
