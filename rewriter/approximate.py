@@ -208,19 +208,25 @@ class _Stage:
 def _approximate(work: _Work, plans: Sequence[Plan], again: Callable[[ir.Model], ir.Model]) -> Approximated:
     """The best answer of all plans; one after the first is tried only while much of the budget is left."""
     best, tried = _Answer(), []
+    omitted: list[Refusal] = []
     for plan in plans:
         if best.point is not None and best.point.error.upper > ROOM * work.budget.metric:
+            reason = f"not tried: an answer without it uses {best.point.error.upper / work.budget.metric:.0%} of the budget"
+            omitted = [Refusal(kind.name, "the whole model", reason) for kind in dict.fromkeys(k for stage in plan for k in stage)]
             break
         work.graph, work.lost = work.exact, Worsening(0.0, 0.0)
-        answer = _follow(work, plan, again)
+        answer = _follow(work, plan, again, alone=not tried)
         tried.append(answer)
         if answer.point is not None and (best.point is None or _better(work, answer.point, best.point)):
             best = answer
-    return _Told(work, tried, best).result()
+    return _Told(work, tried, best, omitted).result()
 
 
-def _follow(work: _Work, plan: Plan, again: Callable[[ir.Model], ir.Model]) -> _Answer:
-    """One stage after the other, each on what the one before left; the last may use all that is left of the budget."""
+def _follow(work: _Work, plan: Plan, again: Callable[[ir.Model], ir.Model], *, alone: bool) -> _Answer:
+    """One stage after the other, each on what the one before left; the last may use all that is left of the budget.
+
+    ``alone``: no other plan has tried the last stage by itself.
+    """
     answer = _Answer()
     for number, kinds in enumerate(plan):
         last = number == len(plan) - 1
@@ -233,7 +239,7 @@ def _follow(work: _Work, plan: Plan, again: Callable[[ir.Model], ir.Model]) -> _
         if model is not None and point is not None:
             answer.model, answer.point = model, point
             work.go_on_from(model, point.error)
-        elif not last:
+        elif not last and not alone:
             break  # the rest would be what another plan does
     part = work.budget.weight_bytes
     if answer.point is not None and part is not None and answer.point.bytes > part * work.exact_bytes:
@@ -580,7 +586,7 @@ def _worth(measured: Sequence[Measured]) -> float:
 class _Told:
     """What the report says of all that was tried."""
 
-    def __init__(self, work: _Work, tried: Sequence[_Answer], best: _Answer) -> None:
+    def __init__(self, work: _Work, tried: Sequence[_Answer], best: _Answer, omitted: Sequence[Refusal]) -> None:
         self._work, self._best, self._point = work, best, best.point
         self._sites: list[tuple[Measured, bool]] = []
         self._refused: dict[Refusal, None] = {}
@@ -592,6 +598,8 @@ class _Told:
                     one.reason = "not part of the best answer within the budget" if self._point is not None else stage.search.reason
                 self._sites.append((one, taken))
             self._refused |= dict.fromkeys(stage.refusals)
+        known = {m.candidate.rewrite.split("-")[0] for m, _ in self._sites}
+        self._refused |= dict.fromkeys(r for r in omitted if r.rewrite.split("-")[0] not in known)
         self._rounds = [r for stage, _ in stages for r in stage.search.rounds]
         self._reasons = list(dict.fromkeys(stage.search.reason for stage, _ in stages if stage.search.reason))
         last = best.stages[-1] if best.stages else None
