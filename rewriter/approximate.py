@@ -207,7 +207,8 @@ class _Stage:
 
 def _approximate(work: _Work, plans: Sequence[Plan], again: Callable[[ir.Model], ir.Model]) -> Approximated:
     """The best answer of all plans; one after the first is tried only while much of the budget is left."""
-    best, tried = _Answer(), []
+    best = _Answer()
+    tried: list[_Answer] = []
     omitted: list[Refusal] = []
     for plan in plans:
         if best.point is not None and best.point.error.upper > ROOM * work.budget.metric:
