@@ -207,20 +207,27 @@ class _Stage:
 
 def _approximate(work: _Work, plans: Sequence[Plan], again: Callable[[ir.Model], ir.Model]) -> Approximated:
     """The best answer of all plans; one after the first is tried only while much of the budget is left."""
-    best, tried = _Answer(), []
+    best = _Answer()
+    tried: list[_Answer] = []
+    omitted: list[Refusal] = []
     for plan in plans:
         if best.point is not None and best.point.error.upper > ROOM * work.budget.metric:
+            reason = f"not tried: an answer without it uses {best.point.error.upper / work.budget.metric:.0%} of the budget"
+            omitted = [Refusal(kind.name, "the whole model", reason) for kind in dict.fromkeys(k for stage in plan for k in stage)]
             break
         work.graph, work.lost = work.exact, Worsening(0.0, 0.0)
-        answer = _follow(work, plan, again)
+        answer = _follow(work, plan, again, alone=not tried)
         tried.append(answer)
         if answer.point is not None and (best.point is None or _better(work, answer.point, best.point)):
             best = answer
-    return _Told(work, tried, best).result()
+    return _Told(work, tried, best, omitted).result()
 
 
-def _follow(work: _Work, plan: Plan, again: Callable[[ir.Model], ir.Model]) -> _Answer:
-    """One stage after the other, each on what the one before left; the last may use all that is left of the budget."""
+def _follow(work: _Work, plan: Plan, again: Callable[[ir.Model], ir.Model], *, alone: bool) -> _Answer:
+    """One stage after the other, each on what the one before left; the last may use all that is left of the budget.
+
+    ``alone``: no other plan has tried the last stage by itself.
+    """
     answer = _Answer()
     for number, kinds in enumerate(plan):
         last = number == len(plan) - 1
@@ -233,6 +240,8 @@ def _follow(work: _Work, plan: Plan, again: Callable[[ir.Model], ir.Model]) -> _
         if model is not None and point is not None:
             answer.model, answer.point = model, point
             work.go_on_from(model, point.error)
+        elif not last and not alone:
+            break  # the rest would be what another plan does
     part = work.budget.weight_bytes
     if answer.point is not None and part is not None and answer.point.bytes > part * work.exact_bytes:
         answer.model = answer.point = None
@@ -424,6 +433,8 @@ class _Search:
         self._before, self._lost = work.graph, work.lost
         self._worth = _worth([measured[k] for k in places]) if work.judge.additive else 1.0
         self._scale = 1.0
+        self._hope: dict[str, float] = {}
+        """By family of candidates: the part of its gains that was seen when a whole was measured."""
         self.exact_ms = math.nan
         self.rounds: list[dict[str, Any]] = []
         self.reason = ""
@@ -490,7 +501,14 @@ class _Search:
     def _additive(self) -> Problem:
         """Errors as they add: norms in squares; a metric by what the drift of outputs was seen to be worth. All that joint measurements taught
         is in the scale."""
-        return replace(self._problem, options=[replace(o, error=self._error(k) * self._scale) for k, o in enumerate(self._problem.options)])
+        options = [
+            replace(o, error=self._error(k) * self._scale, latency=o.latency * (self._hope.get(self._kind(k), 1.0) if o.latency < 0 else 1.0))
+            for k, o in enumerate(self._problem.options)
+        ]
+        return replace(self._problem, options=options)
+
+    def _kind(self, k: int) -> str:
+        return self._measured[self.places[k]].candidate.rewrite
 
     def _error(self, k: int) -> float:
         one = self._measured[self.places[k]]
@@ -527,6 +545,7 @@ class _Search:
         self._problem = replace(self._problem, excluded=[*self._problem.excluded, taken])
         missed = point.error.upper
         if not missed > self._bound:
+            self._disappointed(taken, point)
             return
         lost, left = self._beyond(missed), self._room(self._bound)
         drift = sum(self._measured[self.places[k]].drift for k in taken)
@@ -534,6 +553,14 @@ class _Search:
             self._worth, self._scale = max(1.1 * self._worth * self._scale, lost / drift), 1.0
             return
         self._scale *= max(1.1, lost / left) if math.isfinite(lost) and left > 0 else 4.0
+
+    def _disappointed(self, taken: frozenset[int], point: Point) -> None:
+        """The whole gained less than its parts by themselves: so will others of these kinds."""
+        hoped = -sum(self._problem.options[k].latency for k in taken) / 1e3
+        gained = self.exact_ms - point.latency_ms
+        part = min(0.5, max(0.0, gained / hoped)) if hoped > 0 else 0.5
+        for kind in {self._kind(k) for k in taken}:
+            self._hope[kind] = self._hope.get(kind, 1.0) * part
 
     def _loosen(self, taken: frozenset[int], point: Point) -> None:
         """The whole lost much less than was predicted: errors count for what they were seen to be, with half as much again for safety."""
@@ -560,7 +587,7 @@ def _worth(measured: Sequence[Measured]) -> float:
 class _Told:
     """What the report says of all that was tried."""
 
-    def __init__(self, work: _Work, tried: Sequence[_Answer], best: _Answer) -> None:
+    def __init__(self, work: _Work, tried: Sequence[_Answer], best: _Answer, omitted: Sequence[Refusal]) -> None:
         self._work, self._best, self._point = work, best, best.point
         self._sites: list[tuple[Measured, bool]] = []
         self._refused: dict[Refusal, None] = {}
@@ -572,6 +599,8 @@ class _Told:
                     one.reason = "not part of the best answer within the budget" if self._point is not None else stage.search.reason
                 self._sites.append((one, taken))
             self._refused |= dict.fromkeys(stage.refusals)
+        known = {m.candidate.rewrite.split("-")[0] for m, _ in self._sites}
+        self._refused |= dict.fromkeys(r for r in omitted if r.rewrite.split("-")[0] not in known)
         self._rounds = [r for stage, _ in stages for r in stage.search.rounds]
         self._reasons = list(dict.fromkeys(stage.search.reason for stage, _ in stages if stage.search.reason))
         last = best.stages[-1] if best.stages else None

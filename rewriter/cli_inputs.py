@@ -37,6 +37,13 @@ def accepted(isolated: Isolated, path: str | os.PathLike[str], graph: ir.Graph, 
     raise InvalidInput(f"'{path}' could not be run on made-up inputs ({refusal[:200]}); nothing was compared")
 
 
+def check_budget(budget: float | None, calibration: str | None, front: str | None) -> None:
+    """Raises ``InvalidInput`` for what is of use with a budget alone."""
+    for option, value in (("--calibration", calibration), ("--front", front)):
+        if value is not None and budget is None:
+            raise InvalidInput(f"{option} is for --budget: give the error that is allowed, too, or leave {option} out")
+
+
 def parse_backend(option: str) -> None:
     """Raises ``InvalidInput`` for what is not "auto", an engine, or a list of engines."""
     from backends import ENGINES

@@ -39,7 +39,7 @@ class UnitCosts:
         inputs, output = candidate.unit
         exact = self._example(self._model, inputs, output)
         changed, now = _applied(self._model, candidate, output)
-        other = None if now in inputs else self._example(changed, _ports(candidate, inputs), now, candidate)
+        other = None if now in inputs else self._example(changed, _ports(candidate, inputs), now, candidate, coded=output in candidate.writes)
         key = kind(exact[0]), kind(other[0]) if other is not None else ""
         if key not in self._known:
             idle = {"exact": exact, "other": other or _idle(exact[1][0])}
@@ -59,14 +59,13 @@ class UnitCosts:
             self._conversions[sample.shape] = known[0], known[1]
         return self._conversions[sample.shape]
 
-    def _example(self, model: ir.Model, inputs: Iterable[str], output: str, candidate: Candidate | None = None) -> Example:
-        target = output
-        if candidate is not None and output in candidate.writes:
-            target = _codes_of(model, output)
+    def _example(self, model: ir.Model, inputs: Iterable[str], output: str, candidate: Candidate | None = None, *, coded: bool = False) -> Example:
+        """``coded``: its result is wanted as codes."""
+        target = _codes_of(model, output) if coded else output
         shapes = {n: s.samples[0].shape for n, s in self._recorded.items() if s.samples}
-        coded = {_codes_of(model, n): n for n in candidate.reads} if candidate is not None else {}
-        part = cut_out(model, {*inputs}, target, shapes | {c: shapes[n] for c, n in coded.items() if n in shapes})
-        return part, [self._array(v, coded.get(v.name or "", v.name or "")) for v in part.graph.inputs]
+        read = {_codes_of(model, n): n for n in candidate.reads} if candidate is not None else {}
+        part = cut_out(model, {*inputs}, target, shapes | {c: shapes[n] for c, n in read.items() if n in shapes})
+        return part, [self._array(v, read.get(v.name or "", v.name or "")) for v in part.graph.inputs]
 
     def _array(self, port: ir.Value, name: str) -> Array:
         if name not in self._recorded or not self._recorded[name].samples:

@@ -16,18 +16,18 @@ from passes.approximate.pruned_channels import PrunedChannels
 from passes.approximate.transported_scales import TransportedScales
 from passes.approximate.truncated_kernels import TruncatedKernels
 
-STRUCTURES: tuple[Approximation, ...] = (
-    AveragedExperts(), DroppedBlocks(), ConstantGates(), PrunedChannels(), LowRank(), TruncatedKernels(), LinearAttention()
-)  # fmt: skip
-"""Fewer operators, or smaller ones."""
+PARTS: tuple[Approximation, ...] = (AveragedExperts(), DroppedBlocks(), ConstantGates(), TruncatedKernels(), LinearAttention())
+"""Whole parts of a network that go or become simpler. They stand in few places, and are always tried."""
+SIZES: tuple[Approximation, ...] = (PrunedChannels(), LowRank())
+"""Smaller matrices, wherever there is one: tried where fewer bits leave much of the budget."""
 NUMBERS: tuple[Approximation, ...] = (Int8Products(), TransportedScales(), BlockwiseWeights())
 """The same operators on numbers of fewer bits."""
 BYTES: tuple[Approximation, ...] = (BinaryCodes(), FewLevels())
 """Weights that are unpacked when they are read: they save no time, and compete where bytes count."""
-ALL = STRUCTURES + NUMBERS + BYTES
+ALL = PARTS + SIZES + NUMBERS + BYTES
 
 
 def competing(*, for_bytes: bool) -> tuple[tuple[tuple[Approximation, ...], ...], ...]:
-    """Plans, each a sequence of stages: numbers alone; structure, and then numbers on whatever is left of it."""
+    """Plans, each a sequence of stages: structure first, and then numbers on whatever is left of it."""
     numbers = NUMBERS + (BYTES if for_bytes else ())
-    return (numbers,), (STRUCTURES, numbers)
+    return (PARTS, numbers), (PARTS + SIZES, numbers)
