@@ -99,9 +99,10 @@ def _threads() -> Decorator:
 def optimize(source: str, target: str, shapes: Sequence[str], report: str | None, front: str | None, **options: Any) -> None:
     """Write the cheapest equal model of IN.onnx to OUT.onnx; with --budget, one that may be a little off."""
     from rewriter.cli_files import staged, writable_file
-    from rewriter.cli_inputs import parse_shapes
+    from rewriter.cli_inputs import check_budget, parse_shapes
     from rewriter.cli_show import Progress, picture, summary
 
+    check_budget(options["budget"], options["calibration"], front)
     writable_file(target)
     for path in (p for p in (report, front) if p is not None):
         writable_file(path, others=(source, target))
@@ -131,9 +132,10 @@ def optimize(source: str, target: str, shapes: Sequence[str], report: str | None
 def compile(source: str, folder: str, report: str | None, front: str | None, shapes: Sequence[str], **options: Any) -> None:
     """Compile IN.onnx into a folder that rewriter.load reads, without PyTorch."""
     from rewriter.cli_files import staged, writable_artefact, writable_file
-    from rewriter.cli_inputs import parse_backend, parse_shapes
+    from rewriter.cli_inputs import check_budget, parse_backend, parse_shapes
     from rewriter.cli_show import Progress, picture, summary
 
+    check_budget(options["budget"], options["calibration"], front)
     parse_backend(options["backend"])
     writable_artefact(folder)
     for path in (p for p in (report, front) if p is not None):

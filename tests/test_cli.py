@@ -29,7 +29,7 @@ from rewriter.searched import Model
 from rules import ALL
 
 ROOT = Path(rewriter.__file__).resolve().parent.parent
-COMMANDS = ("optimize", "compile", "bench", "check", "rules", "explain", "why-not")
+COMMANDS = ("optimize", "compile", "bench", "check", "rules", "explain", "why-not", "merge")
 X = np.random.default_rng(0).standard_normal((4, 3)).astype("float32")
 
 
@@ -73,6 +73,11 @@ def test_version_and_help(run: Command) -> None:
         (("optimize", "a.onnx"), "Missing argument 'OUT.onnx'"),
         (("optimize", "a.onnx", "b.onnx", "c.onnx"), "c.onnx"),
         (("optimize", "a.onnx", "b.onnx", "--objective", "beauty"), "'latency', 'memory'"),
+        (("optimize", "a.onnx", "b.onnx", "--calibration", "c.npz"), "--calibration is for --budget"),
+        (("compile", "a.onnx", "-o", "b", "--front", "c.svg"), "--front is for --budget"),
+        (("merge", "a.onnx"), "Missing argument 'IN.onnx...'"),
+        (("merge", "a.onnx", "b.onnx"), "Missing option '-o'"),
+        (("merge", "a.onnx", "b.onnx", "-o", "a.onnx"), "'a.onnx' is named twice"),
         (("compile", "a.onnx"), "Missing option '-o'"),
         (("compile", "a.onnx", "-o", "b", "--backend", "abacus"), "no backend 'abacus'; there are 'auto', 'onnxruntime', 'tvm'"),
         (("compile", "a.onnx", "-o", "b", "--backend", "torch,abacus"), "no backend 'abacus'"),
@@ -86,6 +91,21 @@ def test_version_and_help(run: Command) -> None:
 )
 def test_wrong_usage_is_one_line(run: Command, arguments: tuple[str, ...], part: str) -> None:
     assert_refused(run(*arguments), part)
+
+
+# --- merge
+
+
+def test_merge_writes_one_model_of_several(run: Command, model: Path, tmp_path: Path) -> None:
+    tuned = onnx.load(model)
+    for weight in tuned.graph.initializer:
+        weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) + np.float32(0.5), weight.name))
+    onnx.save(tuned, tmp_path / "tuned.onnx")
+    out = tmp_path / "out.onnx"
+    assert run("merge", model, tmp_path / "tuned.onnx", model, "-o", out, "--ratio", "1").status == 0
+    base, merged = ({t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer} for path in (model, out))
+    assert base.keys() == merged.keys() and all((merged[n] >= base[n] - 1e-6).all() and (merged[n] <= base[n] + 0.5 + 1e-6).all() for n in base)
+    assert_refused(run("merge", model, tmp_path / "gone.onnx", "-o", out), "gone.onnx")
 
 
 # --- optimize
