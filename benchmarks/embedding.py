@@ -170,25 +170,21 @@ def openvino_plain(plain: Path, folder: Path) -> Contender:
 def openvino_nncf(plain: Path, folder: Path) -> Contender:
     """NNCF's post-training quantisation for transformers, with its own defaults."""
     import nncf  # type: ignore[import-not-found, unused-ignore]
-    import openvino
 
-    model = openvino.Core().read_model(plain)
-    names = [port.get_any_name() for port in model.inputs]
-    data = nncf.Dataset(calibration(), lambda feed: {n: feed[n] for n in names})
-    quantised = nncf.quantize(model, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=CALIBRATED)
-    target = folder / "nncf.xml"
-    openvino.save_model(quantised, target, compress_to_fp16=False)
-    return _on_openvino(target, sum(p.stat().st_size for p in folder.glob("nncf.bin")))
+    model = nncf.quantize(onnx.load(plain), nncf.Dataset(calibration()), model_type=nncf.ModelType.TRANSFORMER, subset_size=CALIBRATED)
+    target = folder / "nncf.onnx"
+    onnx.save(model, target)
+    return _on_openvino(target)
 
 
-def _on_openvino(path: Path, stored: int | None = None) -> Contender:
+def _on_openvino(path: Path) -> Contender:
     def load() -> Callable[[Feed], Array]:
         from backends import openvino
 
         program = openvino.build(path)
         return lambda feed: np.asarray(program(*feed.values())[0])
 
-    return Contender(Candidate("openvino", path), load, stored if stored is not None else _weight_bytes(path))
+    return Contender(Candidate("openvino", path), load, _weight_bytes(path))
 
 
 def ours(plain: Path, folder: Path, backend: str, **options: Any) -> Contender:

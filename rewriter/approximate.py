@@ -236,6 +236,8 @@ def _follow(work: _Work, plan: Plan, again: Callable[[ir.Model], ir.Model], *, a
         problem, places = _problem(work, measured)
         search = _Search(work, measured, problem, places, again, work.budget.metric * (1.0 if last else STRUCTURES), last=last)
         model, point = search.run()
+        if last and model is not None and point is not None:
+            model, point = search.compared(model, point)
         answer.stages.append(_Stage(measured, refusals, search, {places[k] for k in point.chosen} if point is not None else set()))
         if model is not None and point is not None:
             answer.model, answer.point = model, point
@@ -433,6 +435,8 @@ class _Search:
         self._before, self._lost = work.graph, work.lost
         self._worth = _worth([measured[k] for k in places]) if work.judge.additive else 1.0
         self._scale = 1.0
+        self.points: list[Point] = []
+        """What was measured for the front."""
         self._hope: dict[str, float] = {}
         """By family of candidates: the part of its gains that was seen when a whole was measured."""
         self.exact_ms = math.nan
@@ -453,8 +457,7 @@ class _Search:
                 if known is None:
                     self.reason = "no set of candidates meets the budget and pays" if taken is not None or number else self._no_answer()
                 return best
-            model = self._again(self._materialised(taken))
-            point = self._point(taken, self._work.trials.stored(model))
+            model, point = self._searched_again(taken)
             said = self._verdict(point)
             self.rounds.append({**point.to_dict(), "verdict": said or "accepted"})
             if said:
@@ -468,6 +471,26 @@ class _Search:
         if best[1] is None:
             self.reason = f"none of {ROUNDS} answers was within the budget and better when measured as a whole"
         return best
+
+    def _searched_again(self, taken: frozenset[int]) -> tuple[ir.Model, Point]:
+        """The graph with these candidates, searched exactly again; as it was put together where that is faster: laws know nothing of kernels
+        for codes."""
+        plain = self._materialised(taken)
+        model = self._again(plain.clone())
+        work = self._work
+        stored = {"after": work.trials.stored(model), "plain": work.trials.stored(plain)}
+        times = work.trials.times({name: (variant, work.example) for name, variant in stored.items()}, turn=0.05)
+        if not work.memory and times["plain"] < SLOWER * times["after"]:
+            return plain, self._point(taken, stored["plain"])
+        return model, self._point(taken, stored["after"])
+
+    def compared(self, model: ir.Model, point: Point) -> tuple[ir.Model, Point]:
+        """The answer, or one for another budget that turns out to be better as a whole and is within this one, too."""
+        self.points = [point, *self.front()]
+        for other in self.points[1:]:
+            if not self._verdict(other) and _better(self._work, other, point):
+                model, point = self._materialised(other.chosen), other
+        return model, point
 
     def front(self) -> list[Point]:
         """What the program answers for other budgets, put into the graph that this stage began with."""
@@ -603,8 +626,7 @@ class _Told:
         self._refused |= dict.fromkeys(r for r in omitted if r.rewrite.split("-")[0] not in known)
         self._rounds = [r for stage, _ in stages for r in stage.search.rounds]
         self._reasons = list(dict.fromkeys(stage.search.reason for stage, _ in stages if stage.search.reason))
-        last = best.stages[-1] if best.stages else None
-        self._front = [best.point, *(last.search.front() if last is not None and last.chosen else [])] if best.point is not None else []
+        self._front = best.stages[-1].search.points or [best.point] if best.point is not None else []
 
     def result(self) -> Approximated:
         work, point = self._work, self._point

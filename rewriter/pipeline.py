@@ -335,7 +335,7 @@ def _optimised(source: _Source, search: _Searcher, allowed: _Allowed | None) -> 
         example=exact.example, engine=search.engine, threads=search.threads, progress=search.watch.detail,
     )  # fmt: skip
     search.watch.end()
-    return _with_approximations(exact, again.last, found, source)
+    return _with_approximations(exact, again.result(found.model), found, source)
 
 
 class _Again:
@@ -344,14 +344,18 @@ class _Again:
     def __init__(self, source: _Source, search: _Searcher, exact: Optimized) -> None:
         self._source, self._search = source, search
         self._example = source.example if source.example is not None else exact.example
-        self.last: Optimized | None = None
+        self._made: list[Optimized] = []
 
     def __call__(self, model: ir.Model) -> ir.Model:
         source = _Source(model, self._source.inputs, self._source.outputs, self._example)
         with tempfile.TemporaryDirectory(prefix="rewriter-") as folder:
-            self.last = self._search.optimise(source, self._search.bench.elsewhere(folder))
+            self._made.append(self._search.optimise(source, self._search.bench.elsewhere(folder)))
         self._search.watch("approximating")
-        return self.last.ir_model
+        return self._made[-1].ir_model
+
+    def result(self, model: ir.Model | None) -> Optimized | None:
+        """What was found when that graph came out of the search; None for one that did not."""
+        return next((o for o in self._made if o.ir_model is model), None)
 
 
 def _with_approximations(exact: Optimized, last: Optimized | None, found: Approximated, source: _Source) -> Optimized:
@@ -360,17 +364,21 @@ def _with_approximations(exact: Optimized, last: Optimized | None, found: Approx
     report.budget = found.section
     report.notes += found.notes
     report.declined += found.declined
-    if found.model is None or last is None:
+    if found.model is None:
         return exact
-    report.after = last.report.after
-    report.rewrites += last.report.rewrites + found.rewrites
-    report.verification = last.report.verification
+    report.after = summarise(found.model, _hints(source.model.graph, exact.example))
+    report.rewrites += (last.report.rewrites if last is not None else []) + found.rewrites
+    if last is not None:
+        report.verification = last.report.verification
+    else:
+        report.notes.append("the exact search of the approximated graph was not used: what it made was slower")
     for value, declared in zip(found.model.graph.outputs, source.model.graph.outputs, strict=True):
         value.type, value.shape = declared.type, declared.shape
     facts: dict[str, tuple[str, ...]] = {
         name: (f"fixed:{digest(v.const_value.numpy())}",) for name, v in source.model.graph.initializers.items() if v.const_value is not None
     }
-    return replace(exact, ir_model=found.model, weights=None, facts=facts, shared={}, oracle=last.oracle, differs=found.differs)
+    oracle = last.oracle if last is not None else exact.oracle
+    return replace(exact, ir_model=found.model, weights=None, facts=facts, shared={}, oracle=oracle, differs=found.differs)
 
 
 def _optimize(

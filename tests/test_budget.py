@@ -66,7 +66,7 @@ def test_the_report_says_what_was_chosen_and_why_the_rest_was_not(found: rewrite
     assert sum(s["chosen"] for s in section["sites"]) == section["chosen"]
     assert any(r["equality"] == "approximate" and r["error"] > 0 for r in data["rewrites"])
     assert any(d["rule"].startswith(("prune", "quantise", "low-rank")) for d in data["declined"])
-    assert section["rounds"][-1]["verdict"] == "accepted"
+    assert any(r["verdict"] == "accepted" for r in section["rounds"])
     assert section["front"]
     assert any("approximate: " in n for n in data["notes"])
     assert rewriter.optimize(network()).report.budget is None
