@@ -32,6 +32,7 @@ bench: .venv/ready .zoo/ready  ## the tables of the README: latency, engines, gr
 	$(RUN) -m benchmarks.engines --int8
 	$(RUN) -m benchmarks.engines --growth --only 'ONNX Runtime,OpenVINO,TVM alone'
 	$(RUN) -m benchmarks.memory
+	$(RUN) -m benchmarks.recurrence
 	$(RUN) -m benchmarks.scale
 	$(RUN) -m benchmarks.tensat
 	$(RUN) -m benchmarks.qdq

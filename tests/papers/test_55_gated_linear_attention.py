@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
@@ -132,24 +131,6 @@ def test_a_scan_is_the_operator(tokens: int) -> None:
     want = ort.run(proto, ort.feed_of(proto, feeds(tokens)))[0]
     got = ort.run(result.model, ort.feed_of(result.model, feeds(tokens)))[0]
     assert ort.relative(got, want) <= TOLERANCE
-
-
-@pytest.mark.slow
-def test_time_grows_linearly() -> None:
-    session = ort.session(rewriter.optimize(scan()).model)
-
-    def best(tokens: int) -> float:
-        feed = dict(zip((p.name for p in session.get_inputs()), feeds(tokens), strict=True))
-        session.run(None, feed)
-        return min(_timed(session, feed) for _ in range(7))
-
-    assert best(4096) / best(1024) <= 4.6
-
-
-def _timed(session: Any, feed: dict[str, Any]) -> float:
-    start = time.perf_counter()
-    session.run(None, feed)
-    return time.perf_counter() - start
 
 
 class Exclusive(nn.Module):
