@@ -318,6 +318,8 @@ def _without_slower_twins(measured: Sequence[Measured]) -> None:
             slower.reason = f"the same numbers take {best[key].latency - slower.latency:.1f} µs less by other operators"
 
 
+PREFERRED = 0.05
+"""Part of all gains that the whole budget must be worth: what gains less is not worth its error."""
 NOISE = 0.1
 """Part of a gain that measurements differ by."""
 
@@ -528,7 +530,12 @@ class _Search:
             replace(o, error=self._error(k) * self._scale, latency=o.latency * (self._hope.get(self._kind(k), 1.0) if o.latency < 0 else 1.0))
             for k, o in enumerate(self._problem.options)
         ]
-        return replace(self._problem, options=options)
+        gains: dict[str, float] = {}
+        for k, option in enumerate(options):
+            site = self._measured[self.places[k]].candidate.site
+            gains[site] = max(gains.get(site, 0.0), -option.latency)
+        room = self._room(self._bound)
+        return replace(self._problem, options=options, accuracy=PREFERRED * sum(gains.values()) / room if room > 0 else 0.0)
 
     def _kind(self, k: int) -> str:
         return self._measured[self.places[k]].candidate.rewrite

@@ -12,6 +12,7 @@ Binary ``y_c`` for every candidate; where none that covers a value is taken, the
 Errors are upper bounds, floored at ``FLOOR`` so that noise is never a gain (paper 17, the authors' code). They are assumed to add, which
 they need not: what is chosen is measured as a whole, and the program solved again with a smaller ``E``. Taking nothing is always feasible
 unless ``M`` asks for fewer bytes; then there may be no solution. With ``memory`` bytes and latency change places in the objective.
+A little of the errors stands in the objective, too: latencies are measured, and noise should not choose the less exact of two.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class Problem:
     readers: Mapping[str, Sequence[str]] = field(default_factory=dict)
     excluded: Sequence[frozenset[int]] = ()
     memory: bool = False
+    accuracy: float = 0.0
+    """Microseconds that a unit of error has to gain: between options that take as long, up to noise, the more exact one."""
 
     def floored(self, k: int) -> float:
         return max(self.options[k].error, FLOOR)
@@ -54,7 +57,7 @@ class Problem:
     def weight(self, k: int) -> float:
         """Of one option in the objective."""
         o = self.options[k]
-        return o.bytes + 1e-6 * o.latency if self.memory else o.latency + 1e-9 * o.bytes
+        return o.bytes + 1e-6 * o.latency if self.memory else o.latency + 1e-9 * o.bytes + self.accuracy * self.floored(k)
 
     def cost(self, taken: frozenset[int]) -> float:
         """The objective of an assignment, conversions included: the definition that the program is tested against."""

@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import parser
 
+import rewriter
 from backends import onnxruntime
 from passes.approximate.averaged_experts import AveragedExperts, spread
 from passes.approximate.blockwise_weights import BlockwiseWeights, coded
 from passes.approximate.candidate import Approximation, Candidate, Refusal, Site
+from passes.approximate.coded_tables import CodedTables
 from passes.approximate.constant_gates import ConstantGates
 from passes.approximate.dropped_blocks import DroppedBlocks, residuals
 from passes.approximate.low_rank import LowRank, decomposed
@@ -148,6 +150,36 @@ def test_a_block_of_zeros_and_an_operator_that_changes_with_the_opset() -> None:
     made.graph.initializer.extend(onnx.numpy_helper.from_array(a, n) for n, a in arrays.items())
     _, refused = proposed(BlockwiseWeights(), read_onnx(made), some(1, 4, 32, 8))
     assert [r.reason for r in refused] == ["it takes opset 21, in which GroupNormalization means something else"]
+
+
+# Tables
+
+
+def test_a_table_becomes_codes_with_a_scale_for_each_row() -> None:
+    """Rows of very different size are coded as well as if each stood alone; the exact search leaves the codes codes."""
+    table = (RNG.standard_normal((400, 64)) * np.exp(RNG.uniform(-4, 4, (400, 1)))).astype(np.float32)
+    table[7] = 0
+    text = "g (int64[2,5] x, float[2,5,64] p) => (y, z) { e = Gather (t, x)\n y = Add (e, p)\n f = Gather (t, x)\n z = Exp (f) }"
+    graph = model(text, t=table)
+    ids, p = RNG.integers(-400, 400, (2, 5)), some(2, 5, 64, count=1)[0]
+    ids[0, 0] = 7
+    wanted = CodedTables().wants(graph)
+    found = list(CodedTables().propose(Site(graph, {})))
+    (candidate,) = (f for f in found if isinstance(f, Candidate))
+    assert {"x"} <= wanted.values and candidate.bytes == -(3 * table.nbytes // 4) + 4 * len(table)
+    new = applied(graph, candidate)
+    result = rewriter.optimize(new)
+    assert bytes_of(result.ir_model) <= 0.3 * table.nbytes, "no law makes floats of the table"
+    for proto in (ir.to_proto(new), result.model):
+        y, z = onnxruntime.build(proto, threads=1)(ids, p)
+        assert (np.abs((y - p) - table[ids]) <= np.abs(table[ids]).max(-1, keepdims=True) / 253 + 1e-6).all()
+        assert (y[0, 0] == p[0, 0]).all() and z.shape == y.shape
+
+
+def test_a_table_that_something_else_reads_stays() -> None:
+    table = RNG.standard_normal((400, 64))
+    text = "g (int64[3] x, float[2,64] p) => (y, z) { y = Gather (t, x)\n q = Transpose <perm=[1,0]> (t)\n z = MatMul (p, q) }"
+    assert not list(CodedTables().propose(Site(model(text, t=table), {})))
 
 
 # Residual branches

@@ -29,7 +29,7 @@ def problems(draw: st.DrawFn) -> Problem:
     enter = {v: float(draw(st.integers(0, 15))) for v in ("x", *sites)}
     leave = {v: float(draw(st.integers(0, 15))) for v in ("x", *sites)}
     readers = {v: [sites[k + 1]] if k + 1 < len(sites) else ["y"] for k, v in enumerate(sites)} | {"x": [sites[0]]}
-    return Problem(options, enter, leave, readers, memory=draw(st.booleans()))
+    return Problem(options, enter, leave, readers, memory=draw(st.booleans()), accuracy=draw(st.sampled_from([0.0, 30.0])))
 
 
 def brute_force(problem: Problem, error: float, most_bytes: float | None) -> float | None:
@@ -50,6 +50,13 @@ def test_equal_to_brute_force(problem: Problem, percent: int, most_bytes: int | 
         return
     assert found is not None and problem.feasible(found, error, most_bytes)
     assert abs(problem.cost(found) - best) <= 1e-4 * (1 + abs(best)) if problem.memory else abs(problem.cost(found) - best) <= 1e-6
+
+
+def test_of_two_that_take_as_long_the_more_exact_one() -> None:
+    options = [Option(-50.2, 0.05, covers=frozenset({"a"})), Option(-50.0, 0.01, covers=frozenset({"a"}))]
+    assert solve(Problem(options), 0.1) == {0}
+    assert solve(Problem(options, accuracy=20.0), 0.1) == {1}
+    assert solve(Problem([options[0], Option(-40.0, 0.01, covers=frozenset({"a"}))], accuracy=20.0), 0.1) == {0}
 
 
 def test_nothing_is_always_feasible() -> None:

@@ -6,6 +6,7 @@ from passes.approximate.averaged_experts import AveragedExperts
 from passes.approximate.binary_codes import BinaryCodes
 from passes.approximate.blockwise_weights import BlockwiseWeights
 from passes.approximate.candidate import Approximation
+from passes.approximate.coded_tables import CodedTables
 from passes.approximate.constant_gates import ConstantGates
 from passes.approximate.dropped_blocks import DroppedBlocks
 from passes.approximate.few_levels import FewLevels
@@ -22,7 +23,7 @@ SIZES: tuple[Approximation, ...] = (PrunedChannels(), LowRank())
 """Smaller matrices, wherever there is one: tried where fewer bits leave much of the budget."""
 NUMBERS: tuple[Approximation, ...] = (Int8Products(), TransportedScales(), BlockwiseWeights())
 """The same operators on numbers of fewer bits."""
-BYTES: tuple[Approximation, ...] = (BinaryCodes(), FewLevels())
+BYTES: tuple[Approximation, ...] = (CodedTables(), BinaryCodes(), FewLevels())
 """Weights that are unpacked when they are read: they save no time, and compete where bytes count."""
 ALL = PARTS + SIZES + NUMBERS + BYTES
 
