@@ -24,6 +24,7 @@ from passes.recognise_recurrence import recognise_recurrence
 from passes.recognise_relu import recognise_relu
 from passes.recognise_rmsnorm import recognise_rmsnorm
 from passes.sequence_to_split import sequence_to_split
+from passes.stack_to_sum import stack_to_sum
 from passes.sum_to_einsum import sum_to_einsum
 from rewriter.infer_onnx import infer
 
@@ -44,6 +45,7 @@ NORMALISE: tuple[Pass, ...] = (
     recognise_rmsnorm,
     recognise_gelu,
     batchnorm_to_affine,
+    stack_to_sum,
     sum_to_einsum,
     einsum_to_matmul,
     gemm_to_matmul,

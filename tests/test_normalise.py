@@ -25,6 +25,7 @@ from passes.recognise_layernorm import recognise_layernorm
 from passes.recognise_relu import recognise_relu
 from passes.recognise_rmsnorm import recognise_rmsnorm
 from passes.sequence_to_split import sequence_to_split
+from passes.stack_to_sum import stack_to_sum
 from passes.sum_to_einsum import sum_to_einsum
 from rewriter.infer_onnx import infer
 from rewriter.read_onnx import read_onnx
@@ -708,3 +709,32 @@ def test_other_sums_stay_sums(ports: str, steps: str) -> None:
     model = read(f"main {ports} <int64[1] first = {{0}}, int64[1] second = {{1}}> {{ {steps} }}")
     infer(model)
     assert "Einsum" not in ops(sum_to_einsum(model))
+
+
+# --- stacks
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+@pytest.mark.parametrize("reduce", ["ReduceMean", "ReduceSum"])
+def test_a_reduction_of_a_stack_is_one_of_its_parts(golden: Golden, reduce: str, keep: int) -> None:
+    shape = "float[2, 1, 3]" if keep else "float[2, 3]"
+    body = f"""main (float[2, 3] a, float[2, 3] b, float[2, 1, 3] c) => ({shape} y) <int64[1] one = {{1}}, int64[1] back = {{-2}}> {{
+        u = Unsqueeze(a, one)  v = Unsqueeze(b, back)  s = Concat<axis=1>(u, v, c)  y = {reduce}<keepdims={keep}>(s, back) }}"""
+    after = check(golden, body, stack_to_sum, rtol=1e-6)
+    assert not {"Concat", "ReduceMean", "ReduceSum"} & set(ops(after))
+
+
+@pytest.mark.parametrize(
+    ("ports", "steps"),
+    [
+        ("(float[2, 3] a, float[4, 3] b) => (float[3] y)", "s = Concat<axis=0>(a, b) y = ReduceMean<keepdims=0>(s, zero)"),
+        ("(float[1, 3] a, float[1, 3] b) => (float[2] y)", "s = Concat<axis=0>(a, b) y = ReduceMean<keepdims=0>(s, one)"),
+        ("(float[1, 3] a, float[1, 3] b) => (float[3] y, float[2, 3] s)", "s = Concat<axis=0>(a, b) y = ReduceMean<keepdims=0>(s, zero)"),
+        ("(int64[1, 3] a, int64[1, 3] b) => (int64[3] y)", "s = Concat<axis=0>(a, b) y = ReduceSum<keepdims=0>(s, zero)"),
+        ("(float[1, 3] a, float[1, 3] b) => (float[3] y)", "s = Concat<axis=0>(a, b) y = ReduceMax<keepdims=0>(s, zero)"),
+        ("(float[n, 3] a, float[n, 3] b) => (float[3] y)", "s = Concat<axis=0>(a, b) y = ReduceMean<keepdims=0>(s, zero)"),
+    ],
+    ids=["long parts", "another axis", "a stack that is read", "whole numbers", "a maximum", "an open length"],
+)
+def test_what_is_no_sum_of_parts(ports: str, steps: str) -> None:
+    untouched(f"main {ports} <int64[1] zero = {{0}}, int64[1] one = {{1}}> {{ {steps} }}", stack_to_sum)

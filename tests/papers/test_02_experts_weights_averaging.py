@@ -56,6 +56,11 @@ class FunctionalExperts(Experts):
         return y
 
 
+class StackOfExperts(Experts):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([e(x) for e in self.experts]).mean(0) + x
+
+
 class RoutedExperts(nn.Module):
     """Experts that a router weighs, far apart: each has its own job."""
 
@@ -95,7 +100,7 @@ def averaged(module: nn.Module, door: str) -> tuple[Outcome, Candidate, Outcome]
     return found, candidates[0], from_onnx(ir.to_proto(graph), [[x.numpy() for x in inputs()]], [truth(module, inputs())])
 
 
-@each(modules=Experts, functional=FunctionalExperts)
+@each(modules=Experts, functional=FunctionalExperts, stack=StackOfExperts)
 def test_close_experts_become_one(module: Any, door: str, record: Any) -> None:
     exact, candidate, outcome = averaged(module(), door)
     base = plain(Plain, inputs, as_built=True)
