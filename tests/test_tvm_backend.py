@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx_text import parse as model_of
 from small_models import apply, f32, numbers
 
 pytest.importorskip("tvm_ffi")
@@ -301,6 +302,20 @@ def test_differences_are_judged_by_the_float64_result() -> None:
     assert "off" in judged(right * np.float32(1 + 1e-5))
     assert "finite" in judged(right * np.float32("nan"))
     assert "float64" in judged(right.astype("float64"))
+
+
+def test_codes_that_were_rounded_the_other_way_are_no_difference() -> None:
+    """A few of many, where there is a quantiser; not all of them, and not where there is none."""
+    body = "main (float[1000] x) => (float[1000] y) <float s = {0.1}, uint8 z = {7}> { "
+    coded = model_of(body + "q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z) }")
+    plain = model_of(body + "y = Exp(x) }")
+    right = np.random.default_rng(0).integers(-50, 50, 1000).astype(np.float32) / 10
+    few, many = right.copy(), right + np.float32(0.1)
+    few[17] += np.float32(0.1)
+    args = ([right], [right.astype(np.float64)], regions.FAR)
+    assert regions._difference(coded, [few], *args) is None
+    assert "off" in (regions._difference(coded, [many], *args) or "")
+    assert "off" in (regions._difference(plain, [few], *args) or "")
 
 
 def test_refusals() -> None:

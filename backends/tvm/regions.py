@@ -29,6 +29,7 @@ Progress = Callable[[str], None]
 FOLDED, FIXED = "folded.onnx", "fixed.onnx"
 HALVINGS = 4  # of a region that fails: one bad node should not cost the whole region
 LEAST = 3  # nodes: a smaller region does not pay for its border
+APART = 2e-3  # root of the mean square, of the results', that codes rounded the other way may be off
 NEAR, FAR = 4.0, 16.0  # how many times as far from the float64 result as ONNX Runtime's: by fast algorithms, and by others
 
 
@@ -301,7 +302,8 @@ def _telling(path: Path, progress: Progress | None) -> Iterator[None]:
 
 def _difference(proto: onnx.ModelProto, got: Sequence[Any], want: Sequence[Any], exact: Sequence[Any], factor: float) -> str | None:
     """Why ``got`` is not what the region computes, or None: whole numbers are equal, and floats are at most ``factor``
-    times as far from the float64 result as ONNX Runtime's own."""
+    times as far from the float64 result as ONNX Runtime's own. Where numbers are rounded to codes on the way, a few may be others."""
+    rounds = any(node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear") for node in proto.graph.node)
     for port, mine, theirs, right in zip(proto.graph.output, got, want, exact, strict=True):
         if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
             return f"{port.name} is {mine.dtype}{list(mine.shape)}, not {theirs.dtype}{list(theirs.shape)}"
@@ -314,9 +316,14 @@ def _difference(proto: onnx.ModelProto, got: Sequence[Any], want: Sequence[Any],
         finite = np.isfinite(mine) & np.isfinite(right)
         scale = np.abs(right[finite]).max(initial=0.0)
         error, allowed = (np.abs(v[finite] - right[finite]).max(initial=0.0) for v in (mine, theirs))
-        if error > factor * (allowed + np.finfo(mine.dtype).eps * scale):
+        if error > factor * (allowed + np.finfo(mine.dtype).eps * scale) and not (rounds and _few_codes_apart(mine[finite], right[finite])):
             return f"{port.name} is {error:.2g} off where ONNX Runtime is {allowed:.2g} off"
     return None
+
+
+def _few_codes_apart(mine: Any, right: Any) -> bool:
+    """Numbers half way between two codes go either way, and then are a whole step apart: rare, so that the mean square hardly shows it."""
+    return bool(np.mean((mine - right) ** 2) <= APART**2 * np.mean(right**2))
 
 
 def _write(proto: onnx.ModelProto, path: Path) -> None:
