@@ -112,7 +112,7 @@ def optimize(source: str, target: str, shapes: Sequence[str], report: str | None
 
         result = optimize(source, input_shapes=sizes or None, step=step, **options)
         step("writing")
-        with staged(report, result.report.to_json() + "\n"), staged(front, picture(result.report)):
+        with staged(report, result.report.to_json() + "\n"), staged(front, picture(result.report) if front is not None else ""):
             result.save(target)
     summary(result.report)
 
@@ -146,7 +146,7 @@ def compile(source: str, folder: str, report: str | None, front: str | None, sha
 
         result = compile(source, input_shapes=sizes or None, step=step, **options)
         step("writing")
-        with staged(report, result.report.to_json() + "\n"), staged(front, picture(result.report)):
+        with staged(report, result.report.to_json() + "\n"), staged(front, picture(result.report) if front is not None else ""):
             result.save(folder)
     summary(result.report)
     print(f"runs on {result.backend}")

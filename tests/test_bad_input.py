@@ -348,9 +348,9 @@ def test_example_inputs_of_onnx_models(example: Any, said: str) -> None:
         (InvalidInput, "no input 'z'", {"constants": {"z": 1.0}}),
         (InvalidInput, "no input 'z'", {"input_shapes": {"z": (1, 3)}}),
         (InvalidInput, "does not fit", {"input_shapes": {"x": (1, 4)}}),
-        (BudgetError, "leave", {"budget": 0.01}),
-        (BudgetError, "leave", {"calibration": [(ONE,)]}),
-        (BudgetError, "leave", {"metric": lambda a, b: 0.0}),
+        (BudgetError, "give some dozens of inputs", {"budget": 0.01}),
+        (BudgetError, "is no bound", {"budget": -0.01, "calibration": [(ONE,)]}),
+        (BudgetError, "give a function", {"metric": "accuracy"}),
     ],
 )
 def test_options_of_the_api(kind: type[RewriterError], said: str, options: dict[str, Any]) -> None:
