@@ -25,10 +25,12 @@ def stack_to_sum(model: ir.Model) -> ir.Model:
         return model
     editor = Editor(model)
     for node in nodes(model):
-        parts = _parts(node)
-        if parts is None:
+        found = _stack(node)
+        if found is None:
             continue
-        old, terms = node.outputs[0], [_term(p, node, editor) for p in parts]
+        parts, axis = found
+        keep = bool(node.attributes.get_int("keepdims", 1))
+        old, terms = node.outputs[0], parts if keep else [_without(p, axis, node, editor) for p in parts]
         total = terms[0]
         for term in terms[1:]:
             total = editor.emit(node, "Add", [total, term], dtype=old.dtype, shape=terms[0].shape)
@@ -41,8 +43,8 @@ def stack_to_sum(model: ir.Model) -> ir.Model:
     return model
 
 
-def _parts(node: ir.Node) -> list[ir.Value] | None:
-    """What the stack that a node reduces was made of."""
+def _stack(node: ir.Node) -> tuple[list[ir.Value], int] | None:
+    """What the stack that a node reduces was made of, and along which axis, from the front."""
     if not is_op(node, "ReduceMean", "ReduceSum") or node.graph is None or node.outputs[0].dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE):
         return None
     stack, axes = required(node, 0).producer(), const(operand(node, 1))
@@ -56,14 +58,11 @@ def _parts(node: ir.Node) -> list[ir.Value] | None:
     axis = stack.attributes.get_int("axis", 0) % rank
     if int(axes.reshape(-1)[0]) % rank != axis or any((dims(v) or ())[axis] != 1 for v in parts):
         return None
-    return parts
+    return parts, axis
 
 
-def _term(part: ir.Value, node: ir.Node, editor: Editor) -> ir.Value:
-    """A part, without its axis of length 1 if the reduction takes that away."""
-    if node.attributes.get_int("keepdims", 1):
-        return part
-    axis = int(np.asarray(const(operand(node, 1))).reshape(-1)[0]) % len(dims(part) or ())
+def _without(part: ir.Value, axis: int, node: ir.Node, editor: Editor) -> ir.Value:
+    """A part without its axis of length 1."""
     maker = part.producer()
     if maker is not None and is_op(maker, "Unsqueeze"):
         own = const(operand(maker, 1))

@@ -16,8 +16,8 @@ from pathlib import Path
 
 ROOM = 64 << 20
 """Bytes of answers that are kept; what was not used for longest makes room."""
-_TABLE = "CREATE TABLE IF NOT EXISTS answers (digest TEXT PRIMARY KEY, used INTEGER, answer BLOB)"
-_NEXT = "(SELECT coalesce(max(used), 0) + 1 FROM answers)"
+_TABLE = "CREATE TABLE IF NOT EXISTS answers (digest TEXT PRIMARY KEY, used INTEGER, code BLOB)"
+_NEXT = "(SELECT coalesce(max(used), 0) + 1 FROM {})"
 
 
 def default_path() -> Path:
@@ -42,6 +42,24 @@ def opened(path: Path, tables: str) -> Iterator[sqlite3.Connection | None]:
         yield None
 
 
+def recall(connection: sqlite3.Connection, table: str, digest: str) -> bytes | None:
+    """What a table (digest, used, code) has under that digest, which now was used last."""
+    row = connection.execute(f"SELECT code FROM {table} WHERE digest = ?", (digest,)).fetchone()
+    if row:
+        connection.execute(f"UPDATE {table} SET used = {_NEXT.format(table)} WHERE digest = ?", (digest,))
+    return bytes(row[0]) if row else None
+
+
+def remember(connection: sqlite3.Connection, table: str, digest: str, code: bytes, room: int) -> None:
+    """Keep it; what was not used for longest makes room, in bytes."""
+    connection.execute(f"INSERT OR REPLACE INTO {table} VALUES (?, {_NEXT.format(table)}, ?)", (digest, code))
+    total = 0
+    for name, size in connection.execute(f"SELECT digest, length(code) FROM {table} ORDER BY used DESC").fetchall():
+        total += size
+        if total > room:
+            connection.execute(f"DELETE FROM {table} WHERE digest = ?", (name,))
+
+
 class Answers:
     """Texts by the texts that they answer."""
 
@@ -51,28 +69,17 @@ class Answers:
     def find(self, question: str) -> str | None:
         """What was kept for this question."""
         with opened(self._path, _TABLE) as connection:
-            if connection is None:
-                return None
-            row = connection.execute("SELECT answer FROM answers WHERE digest = ?", (_digest(question),)).fetchone()
-            if row is None:
-                return None
-            connection.execute(f"UPDATE answers SET used = {_NEXT} WHERE digest = ?", (_digest(question),))
-            with contextlib.suppress(zlib.error, UnicodeDecodeError):
-                return zlib.decompress(row[0]).decode()
+            packed = recall(connection, "answers", _digest(question)) if connection is not None else None
+            if packed is not None:
+                with contextlib.suppress(zlib.error, UnicodeDecodeError):
+                    return zlib.decompress(packed).decode()
         return None
 
     def keep(self, question: str, answer: str) -> None:
         """Remember an answer."""
         with opened(self._path, _TABLE) as connection:
-            if connection is None:
-                return
-            packed = zlib.compress(answer.encode(), 1)
-            connection.execute(f"INSERT OR REPLACE INTO answers VALUES (?, {_NEXT}, ?)", (_digest(question), packed))
-            total = 0
-            for name, size in connection.execute("SELECT digest, length(answer) FROM answers ORDER BY used DESC").fetchall():
-                total += size
-                if total > ROOM:
-                    connection.execute("DELETE FROM answers WHERE digest = ?", (name,))
+            if connection is not None:
+                remember(connection, "answers", _digest(question), zlib.compress(answer.encode(), 1), ROOM)
 
 
 def _digest(question: str) -> str:

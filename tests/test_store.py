@@ -99,5 +99,5 @@ def test_a_broken_file_is_done_without(broken: str, own_file: Path) -> None:
     else:
         rewriter.optimize(lora())
         with sqlite3.connect(own_file) as connection:
-            connection.execute("UPDATE answers SET answer = substr(answer, 1, 40)")
+            connection.execute("UPDATE answers SET code = substr(code, 1, 40)")
     assert rewriter.optimize(lora()).report.after.ops == {"MatMul": 1}

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from backends.tvm.kernel import Config, Kernel, Machine
 from backends.tvm.rates import speed_of
-from rewriter.store import default_path, opened
+from rewriter.store import default_path, opened, recall, remember
 
 FORMAT = 1  # of the measurements: to be raised when other configurations would be the best
 _ROOM = 512 << 20  # bytes of libraries that are kept
@@ -69,26 +69,14 @@ class Database:
     def library(self, digest: str) -> bytes | None:
         """The machine code of that digest."""
         with self._open() as connection:
-            if not connection:
-                return None
-            row = connection.execute("SELECT code FROM libraries WHERE digest = ?", (digest,)).fetchone()
-            if row:
-                connection.execute(f"UPDATE libraries SET used = {_NEXT} WHERE digest = ?", (digest,))
-            return bytes(row[0]) if row else None
+            return recall(connection, "libraries", digest) if connection else None
         return None
 
     def keep_library(self, digest: str, code: bytes) -> None:
         """Remember machine code; what was not used for longest makes room."""
         with self._open() as connection:
-            if not connection:
-                return
-            connection.execute(f"INSERT OR REPLACE INTO libraries VALUES (?, {_NEXT}, ?)", (digest, code))
-            rows = connection.execute("SELECT digest, length(code) FROM libraries ORDER BY used DESC").fetchall()
-            total = 0
-            for name, size in rows:
-                total += size
-                if total > _ROOM:
-                    connection.execute("DELETE FROM libraries WHERE digest = ?", (name,))
+            if connection:
+                remember(connection, "libraries", digest, code, _ROOM)
 
     def checks(self, region: str) -> dict[str, str]:
         """What came of comparing the region of that digest (graph and weights) with float64: by the digest of the machine code
@@ -120,9 +108,6 @@ class Database:
 
     def _open(self) -> contextlib.AbstractContextManager[sqlite3.Connection | None]:
         return opened(self._path, _TABLES)
-
-
-_NEXT = "(SELECT coalesce(max(used), 0) + 1 FROM libraries)"
 
 
 def digest(*parts: object) -> str:

@@ -81,10 +81,10 @@ def _branch(skip: ir.Value, added: ir.Value, end: ir.Node) -> set[ir.Node] | Non
         waiting += [v for v in maker.inputs if v is not None]
     shared = {n for n in found if any(u.node not in found and u.node is not end for v in n.outputs for u in v.uses())}
     # What others read as well (a mask, positions) is no part of the branch, if it is not made from the stream.
-    for node in list(shared):
-        if _reads(node, skip):
-            return None
-    found -= _with_sources(shared)
+    beside = _with_sources(shared)
+    if any(skip in node.inputs for node in beside):
+        return None
+    found -= beside
     return found if reached and added.producer() in found else None
 
 
@@ -93,21 +93,8 @@ def _is_side(value: ir.Value) -> bool:
     return value.is_graph_input()
 
 
-def _reads(node: ir.Node, skip: ir.Value) -> bool:
-    seen: set[ir.Node] = set()
-    waiting = [node]
-    while waiting:
-        one = waiting.pop()
-        if one in seen:
-            continue
-        seen.add(one)
-        if skip in one.inputs:
-            return True
-        waiting += [m for v in one.inputs if v is not None and (m := v.producer()) is not None]
-    return False
-
-
 def _with_sources(nodes: set[ir.Node]) -> set[ir.Node]:
+    """These nodes, and all that they are computed from."""
     found: set[ir.Node] = set()
     waiting = list(nodes)
     while waiting:
