@@ -18,10 +18,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from passes.approximate.candidate import Approximation, Candidate, Refusal, Site, together
-from passes.approximate.substitution import Substitution
+from passes.approximate.candidate import Approximation, Candidate, Refusal, Site, substituted, together
 from passes.calibrate import Recorded, record, with_outputs
-from passes.drop_dead import drop_dead
 from rewriter.budget import Budget
 from rewriter.calibration import CalibrationSet
 from rewriter.choice import Option, Problem, solve
@@ -179,13 +177,7 @@ class _Work:
 
     def substituted(self, candidates: Sequence[Candidate]) -> ir.Model:
         """A copy of the graph with these in it."""
-        copy = self.graph.clone()
-        graph = Substitution(copy)
-        for candidate in candidates:
-            candidate.apply(graph)
-        drop_dead(copy)
-        copy.graph.sort()
-        return copy
+        return substituted(self.graph, candidates)
 
 
 @dataclass

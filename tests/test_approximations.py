@@ -15,17 +15,15 @@ from onnx import numpy_helper
 from onnx_text import parse, run_ort
 
 from passes.approximate.binary_codes import BinaryCodes, binary_codes, by_tables
-from passes.approximate.candidate import Approximation, Candidate, Refusal, Site
+from passes.approximate.candidate import Approximation, Candidate, Refusal, Site, substituted
 from passes.approximate.few_levels import FewLevels, gaussian_levels, low_bit, ternary
 from passes.approximate.int8_products import Int8Products
 from passes.approximate.linear_attention import LinearAttention
 from passes.approximate.pruned_channels import PrunedChannels
 from passes.approximate.rounding import activation_codes, fitted_codes, output_error, rounded, symmetric_scales
-from passes.approximate.substitution import Substitution
 from passes.approximate.transported_scales import TransportedScales, reparameterised
 from passes.approximate.truncated_kernels import TruncatedKernels
 from passes.calibrate import Feed, record, with_outputs
-from passes.drop_dead import drop_dead
 from rewriter.graph import weight_bytes
 from rewriter.infer_onnx import infer
 from zoo.ort import relative
@@ -58,13 +56,7 @@ def candidates(kind: Approximation, exact: ir.Model, feeds: Sequence[Feed]) -> l
 
 
 def applied(exact: ir.Model, *chosen: Candidate) -> onnx.ModelProto:
-    copy = exact.clone()
-    graph = Substitution(copy)
-    for candidate in chosen:
-        candidate.apply(graph)
-    drop_dead(copy)
-    copy.graph.sort()
-    proto = ir.to_proto(copy)
+    proto = ir.to_proto(substituted(exact, chosen))
     onnx.checker.check_model(proto, full_check=True)
     return proto
 

@@ -17,15 +17,13 @@ import rewriter
 from backends import onnxruntime
 from passes.approximate.averaged_experts import AveragedExperts, spread
 from passes.approximate.blockwise_weights import BlockwiseWeights, coded
-from passes.approximate.candidate import Approximation, Candidate, Refusal, Site
+from passes.approximate.candidate import Approximation, Candidate, Refusal, Site, substituted
 from passes.approximate.coded_tables import CodedTables
 from passes.approximate.constant_gates import ConstantGates
 from passes.approximate.dropped_blocks import DroppedBlocks, residuals
 from passes.approximate.low_rank import LowRank, decomposed
 from passes.approximate.rounding import output_error
-from passes.approximate.substitution import Substitution
 from passes.calibrate import record, with_outputs
-from passes.drop_dead import drop_dead
 from rewriter.read_onnx import read_onnx
 
 Array = np.ndarray[Any, Any]
@@ -53,16 +51,6 @@ def proposed(kind: Approximation, graph: ir.Model, feeds: Iterable[Array]) -> tu
     return [f for f in found if isinstance(f, Candidate)], [f for f in found if isinstance(f, Refusal)]
 
 
-def applied(graph: ir.Model, *candidates: Candidate) -> ir.Model:
-    copy = graph.clone()
-    substitution = Substitution(copy)
-    for candidate in candidates:
-        candidate.apply(substitution)
-    drop_dead(copy)
-    copy.graph.sort()
-    return copy
-
-
 def bytes_of(graph: ir.Model) -> int:
     return sum(v.const_value.nbytes for v in graph.graph.initializers.values() if v.const_value is not None)
 
@@ -83,7 +71,7 @@ def test_low_rank_is_best_for_what_was_seen() -> None:
     found, _ = proposed(LowRank(), graph, feeds)
     thinnest = min(found, key=lambda c: c.bytes)
     assert thinnest.layer_error < 1e-5
-    new = applied(graph, thinnest)
+    new = substituted(graph, [thinnest])
     np.testing.assert_allclose(outputs(new, feeds[0])[0], outputs(graph, feeds[0])[0], atol=0.02 * np.abs(outputs(graph, feeds[0])[0]).max())
     assert bytes_of(new) - bytes_of(graph) == thinnest.bytes < 0
 
@@ -96,7 +84,7 @@ def test_low_rank_of_a_convolution_with_a_window() -> None:
     found, _ = proposed(LowRank(), graph, some(2, 40, 9, 7, count=6))
     largest = max(found, key=lambda c: c.bytes)
     x = some(2, 40, 9, 7, count=1)[0]
-    got, want = outputs(applied(graph, largest), x)[0], outputs(graph, x)[0]
+    got, want = outputs(substituted(graph, [largest]), x)[0], outputs(graph, x)[0]
     assert got.shape == want.shape
     share = float(np.sum((got - want) ** 2) / np.sum(want**2))
     assert 0 < share < 4 * largest.layer_error + 0.05
@@ -127,7 +115,7 @@ def test_blocks_take_the_bytes_that_the_paper_says(bits: int, most: float) -> No
     feeds = some(1, 256)
     found, _ = proposed(BlockwiseWeights(), graph, feeds)
     (candidate,) = (c for c in found if f"{bits}-bit-blocks-of-128" in c.rewrite)
-    new = applied(graph, candidate)
+    new = substituted(graph, [candidate])
     assert bytes_of(graph) / bytes_of(new) >= most and bytes_of(new) - bytes_of(graph) == candidate.bytes
     x = some(1, 256, count=1)[0]
     error = np.abs(outputs(new, x)[0] - outputs(graph, x)[0])
@@ -143,7 +131,7 @@ def test_a_block_of_zeros_and_an_operator_that_changes_with_the_opset() -> None:
     graph = model("g (float[3,128] x) => (float[3,160] y) { y = MatMul (x, w) }", w=weights)
     found, _ = proposed(BlockwiseWeights(), graph, some(3, 128))
     for candidate in found:
-        assert np.isfinite(outputs(applied(graph, candidate), some(3, 128, count=1)[0])[0]).all()
+        assert np.isfinite(outputs(substituted(graph, [candidate]), some(3, 128, count=1)[0])[0]).all()
     text = "g (float[1,4,32,8] x) => (y, n) { n = GroupNormalization <num_groups=2> (x, s, o)\n f = Reshape (x, h)\n y = MatMul (f, w) }"
     made = parser.parse_model(f'<ir_version: 9, opset_import: ["": 18]>\n{text}')
     arrays = {"s": np.ones(2, np.float32), "o": np.zeros(2, np.float32), "h": np.array([8, 128]), "w": weights}
@@ -167,7 +155,7 @@ def test_a_table_becomes_codes_with_a_scale_for_each_row() -> None:
     found = list(CodedTables().propose(Site(graph, {})))
     (candidate,) = (f for f in found if isinstance(f, Candidate))
     assert {"x"} <= wanted.values and candidate.bytes == -(3 * table.nbytes // 4) + 4 * len(table)
-    new = applied(graph, candidate)
+    new = substituted(graph, [candidate])
     result = rewriter.optimize(new)
     assert bytes_of(result.ir_model) <= 0.3 * table.nbytes, "no law makes floats of the table"
     for proto in (ir.to_proto(new), result.model):
@@ -200,10 +188,10 @@ def test_a_branch_is_left_out(order: str) -> None:
     recorder = onnxruntime.build(ir.to_proto(with_outputs(graph, sorted(wanted.values))), threads=1)
     recorded = record(graph, sorted(wanted.values), frozenset(), [{"x": x, "m": m}], lambda f: list(recorder(f["x"], f["m"])))
     first, second = (c for c in DroppedBlocks().propose(Site(graph, recorded)) if isinstance(c, Candidate))
-    got = onnxruntime.build(ir.to_proto(applied(graph, first)), threads=1)(x, m)[0]
+    got = onnxruntime.build(ir.to_proto(substituted(graph, [first])), threads=1)(x, m)[0]
     np.testing.assert_allclose(got, x + np.tanh(x @ w1), atol=1e-5)
     assert first.bytes == -w2.nbytes, "w1 is read by the other branch, too"
-    both = applied(graph, first, second)
+    both = substituted(graph, [first, second])
     np.testing.assert_allclose(onnxruntime.build(ir.to_proto(both), threads=1)(x, m)[0], x, atol=0)
     y = x + np.maximum((x @ w1) * m, 0) @ w2
     assert np.isclose(first.layer_error, np.sum((y - x) ** 2) / np.sum(y**2), rtol=1e-4)
@@ -250,7 +238,7 @@ def test_a_wide_layer_of_close_experts_becomes_one(count: int, shuffled: bool) -
                   w1=wide[0], b1=wide[1], w2=wide[2])  # fmt: skip
     found, _ = proposed(AveragedExperts(), graph, some(6, 12))
     (candidate,) = (c for c in found if c.rewrite == f"average-experts-{count}")
-    new = applied(graph, candidate)
+    new = substituted(graph, [candidate])
     x = some(6, 12, count=1)[0]
     want = sum(relu_expert(x, *e) for e in group)
     np.testing.assert_allclose(outputs(new, x)[0], want, atol=0.05 * np.abs(want).max())
@@ -282,7 +270,7 @@ def test_gated_experts_become_one_times_the_gates(rest: str) -> None:
     found, _ = proposed(AveragedExperts(), graph, some(6, 12))
     (candidate,) = (c for c in found if c.site == "y")
     x = some(6, 12, count=1)[0]
-    new = applied(graph, candidate)
+    new = substituted(graph, [candidate])
     np.testing.assert_allclose(outputs(new, x)[0], outputs(graph, x)[0], atol=2e-5 * np.abs(outputs(graph, x)[0]).max())
     assert sum(n.op_type == "MatMul" for n in new.graph) == 3
 
@@ -299,7 +287,7 @@ def test_a_gate_that_never_changed_becomes_what_it_was() -> None:
     (candidate,), _ = proposed(ConstantGates(), graph, some(1, 6, count=40))
     assert "0.075" in candidate.bound, "three by forty"
     x = some(1, 6, count=1)[0]
-    new = applied(graph, candidate)
+    new = substituted(graph, [candidate])
     np.testing.assert_array_equal(outputs(new, x)[0], outputs(graph, x)[0])
     assert not any(n.op_type == "Greater" for n in new.graph)
 

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from passes.approximate.substitution import Substitution
 from passes.calibrate import Recorded
+from passes.drop_dead import drop_dead
 
 Array = np.ndarray
 
@@ -81,6 +82,17 @@ class Approximation(Protocol):
 
     def propose(self, site: Site) -> Iterable[Candidate | Refusal]:
         """Candidates for every place in the graph, and refusals with their reasons."""
+
+
+def substituted(model: ir.Model, candidates: Iterable[Candidate]) -> ir.Model:
+    """A copy of the model with these in it, and without what nobody reads any more."""
+    copy = model.clone()
+    graph = Substitution(copy)
+    for candidate in candidates:
+        candidate.apply(graph)
+    drop_dead(copy)
+    copy.graph.sort()
+    return copy
 
 
 def together(wanted: Sequence[Wanted]) -> Wanted:

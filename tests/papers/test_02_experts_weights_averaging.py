@@ -12,9 +12,7 @@ from torch import nn
 
 from papers.fixture import Outcome, Paper, each, from_onnx, normal, plain, through, truth
 from passes.approximate.averaged_experts import AveragedExperts
-from passes.approximate.candidate import Candidate, Site
-from passes.approximate.substitution import Substitution
-from passes.drop_dead import drop_dead
+from passes.approximate.candidate import Candidate, Site, substituted
 
 PAPER = Paper(2, "one expert's multiplications and weights, within the budget")
 WIDTH, HIDDEN, EXPERTS = 32, 64, 4
@@ -91,13 +89,11 @@ def inputs() -> tuple[torch.Tensor]:
 def averaged(module: nn.Module, door: str) -> tuple[Outcome, Candidate, Outcome]:
     """The exact result, the average of all experts in it, and what comes of that alone."""
     found = through(door, module, inputs(), disable=("maps/merge",))
-    graph = found.result.ir_model.clone()
+    graph = found.result.ir_model
     candidates = [c for c in AveragedExperts().propose(Site(graph, {})) if isinstance(c, Candidate) and c.rewrite == f"average-experts-{EXPERTS}"]
     assert len(candidates) == 1, found.graph
-    candidates[0].apply(Substitution(graph))
-    drop_dead(graph)
-    graph.graph.sort()
-    return found, candidates[0], from_onnx(ir.to_proto(graph), [[x.numpy() for x in inputs()]], [truth(module, inputs())])
+    alone = ir.to_proto(substituted(graph, candidates))
+    return found, candidates[0], from_onnx(alone, [[x.numpy() for x in inputs()]], [truth(module, inputs())])
 
 
 @each(modules=Experts, functional=FunctionalExperts, stack=StackOfExperts)

@@ -8,12 +8,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx_text import parse
 from torch import nn
 
 import rewriter
 from papers.fixture import Paper, each, normal, right, through
 from zoo import ort
+from zoo.scan import gated_linear_attention
 
 PAPER = Paper(55, "recurrent, parallel and chunked forms are one operator, linear in time; strong decay stays finite")
 KEYS, VALUES, HEADS, TOKENS = 4, 5, 2, 16
@@ -99,24 +99,8 @@ def test_strong_decay_stays_finite(module: Any, door: str) -> None:
     right(outcome, TOLERANCE)
 
 
-SCAN = """
-main (float[t,{k}] q, float[t,{k}] k, float[t,{v}] v, float[t,{k}] g) => (float[t,{v}] o) <float[{k},{v}] zero = {{{zeros}}}, int64[1] axis = {{1}}, int64[1] row = {{0}}> {{
-    last, o = Scan <num_scan_inputs = 4, body = step (float[{k},{v}] s, float[{k}] qt, float[{k}] kt, float[{v}] vt, float[{k}] gt)
-            => (float[{k},{v}] next, float[{v}] ot) {{
-        d = Exp(gt)
-        dk = Unsqueeze(d, axis)
-        kk = Unsqueeze(kt, axis)
-        vv = Unsqueeze(vt, row)
-        kept = Mul(dk, s)
-        new = Mul(kk, vv)
-        next = Add(kept, new)
-        ot = MatMul(qt, next)
-    }}> (zero, q, k, v, g)
-}}"""
-
-
 def scan() -> onnx.ModelProto:
-    return parse(SCAN.format(k=KEYS, v=VALUES, zeros=",".join(["0"] * (KEYS * VALUES))))
+    return gated_linear_attention(KEYS, VALUES)
 
 
 def feeds(tokens: int) -> list[np.ndarray]:

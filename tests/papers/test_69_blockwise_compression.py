@@ -13,11 +13,9 @@ from torch import nn
 from backends import onnxruntime
 from papers.fixture import Paper, awake, each, from_onnx, normal, through, truth
 from passes.approximate.blockwise_weights import BlockwiseWeights
-from passes.approximate.candidate import Candidate, Site
-from passes.approximate.substitution import Substitution
+from passes.approximate.candidate import Candidate, Site, substituted
 from passes.calibrate import Recorded, with_outputs
 from passes.calibrate import record as recording
-from passes.drop_dead import drop_dead
 
 PAPER = Paper(69, "matrices in 4 bits with a scale for each block of 128: 7.5 times smaller")
 WIDTH, HIDDEN = 128, 512
@@ -56,16 +54,11 @@ def recorded(graph: ir.Model) -> dict[str, Recorded]:
 def test_weights_become_codes_of_four_bits(module: Any, door: str, record: Any) -> None:
     network = awake(module())
     exact = through(door, network, inputs())
-    graph = exact.result.ir_model.clone()
+    graph = exact.result.ir_model
     found = list(BlockwiseWeights().propose(Site(graph, recorded(graph))))
     chosen = [c for c in found if isinstance(c, Candidate) and c.rewrite.endswith("4-bit-blocks-of-128")]
     assert len(chosen) == 2 and all(c.layer_error < 0.02 for c in chosen)
-    substitution = Substitution(graph)
-    for candidate in chosen:
-        candidate.apply(substitution)
-    drop_dead(graph)
-    graph.graph.sort()
-    outcome = from_onnx(ir.to_proto(graph), [[x.numpy() for x in inputs()]], [truth(network, inputs())])
+    outcome = from_onnx(ir.to_proto(substituted(graph, chosen)), [[x.numpy() for x in inputs()]], [truth(network, inputs())])
     matrices = 4 * sum(p.numel() for p in network.parameters() if p.ndim > 1)
     assert outcome.weight_bytes - 4 * (WIDTH + HIDDEN) <= matrices / 7.5
     assert 0 < outcome.error < 0.5, "two layers of random weights that lose 2 % of their power each; the largest of all differences"
