@@ -204,6 +204,7 @@ def test_what_is_no_branch() -> None:
     texts = (
         "g (float[2,8] x) => (y, float[2,8] b) { a = MatMul (x, w)\n b = Relu (a)\n y = Add (x, b) }",
         "g (float[2,8] x) => (y, q) { a = MatMul (x, w)\n b = Relu (a)\n y = Add (x, b)\n q = Exp (a) }",
+        "g (float[2,8] x) => (y, q) { a = MatMul (x, w)\n b = Relu (a)\n c = Tanh (b)\n y = Add (x, c)\n q = Exp (a) }",
         "g (float[1,8] x) => (y) { a = MatMul (x, w)\n b = Relu (a)\n c = Concat <axis=0> (b, b)\n y = Add (x, c) }",
         "g (float[2,8] x) => (y) { s = Exp (x)\n a = MatMul (x, w)\n b = Relu (a)\n y = Add (s, b) }",
     )
@@ -273,6 +274,15 @@ def test_gated_experts_become_one_times_the_gates(rest: str) -> None:
     new = substituted(graph, [candidate])
     np.testing.assert_allclose(outputs(new, x)[0], outputs(graph, x)[0], atol=2e-5 * np.abs(outputs(graph, x)[0]).max())
     assert sum(n.op_type == "MatMul" for n in new.graph) == 3
+
+
+def test_halves_of_one_map_are_not_equal() -> None:
+    """Both come from one Split: the same node, and not the same numbers."""
+    text = """g (float[6,12] x) => (y) { p = MatMul (x, w)\n s0, s1 = Split <axis=-1, num_outputs=2> (p)
+        h0 = Relu (s0)\n f0 = MatMul (h0, v0)\n h1 = Relu (s1)\n f1 = MatMul (h1, v1)\n y = Add (f0, f1) }"""
+    weights = {"w": RNG.standard_normal((12, 40)), "v0": RNG.standard_normal((20, 12)), "v1": RNG.standard_normal((20, 12))}
+    found, _ = proposed(AveragedExperts(), model(text, **weights), some(6, 12))
+    assert not found
 
 
 # Gates
