@@ -16,7 +16,7 @@ from tvm_kernels import extent, in_order, machines, seen, some, step
 from backends.tvm import single
 from backends.tvm.kernel import Chain, Machine, Operand
 from backends.tvm.kernels.contraction import Contraction
-from backends.tvm.kernels.contraction8 import Contraction8
+from backends.tvm.kernels.contraction8 import Contraction8, pairs_fit
 from backends.tvm.kernels.contraction_codes import ContractionCodes
 from backends.tvm.machine import detect
 
@@ -47,6 +47,7 @@ PRODUCTS = [
     *[matmul(rows, depth, columns, "int8", -4) for rows, depth, columns in ((1, 1, 1), (9, 37, 49), (33, 66, 18))],
     matmul(5, 10, 20, batch=(3,)), convolution(3, 17, 3, 1), convolution(8, 32, 3, 2), convolution(5, 6, 1, 1, "int8"),
 ]  # fmt: skip
+PRODUCTS += [replace(kernel, fits=True) for kernel in PRODUCTS]
 
 
 @each_machine
@@ -73,7 +74,9 @@ def operands(kernel: Contraction8) -> tuple[Array, Array, Array]:
     low, high = np.iinfo(kernel.left.dtype).min, np.iinfo(kernel.left.dtype).max
     memory = rng.choice([low, high, *range(low, high, 17)], extent(shape, kernel.left) + 3).astype(kernel.left.dtype)
     matrices = 1 + sum((size - 1) * stride for size, stride in zip(kernel.batch, kernel.matrices, strict=True))
-    weights = rng.choice([-128, 127, *range(-128, 127, 11)], (matrices, *kernel.taps, kernel.depth, kernel.columns)).astype(np.int8)
+    extremes = [-64, 64, *range(-64, 64, 7)] if kernel.fits else [-128, 127, *range(-128, 127, 11)]
+    weights = rng.choice(extremes, (matrices, *kernel.taps, kernel.depth, kernel.columns)).astype(np.int8)
+    assert not kernel.fits or pairs_fit(weights)
     x = seen(memory, shape, kernel.left).astype(np.int64) - kernel.zero
     per_batch = np.stack([weights[i if matrices > 1 else 0] for i in range(kernel.batch[0])]) if kernel.batch else weights
     if not kernel.batch:
@@ -108,6 +111,15 @@ def test_scales_bias_and_bytes_again_in_the_chain(machine: Machine) -> None:
     got = run(memory, kernel.pack(weights, kernel.configs(machine)[0], machine), scales, bias, np.zeros((6, columns), np.uint8))
     expected = np.clip(np.rint(np.maximum(sums[0, 0] * scales.astype(np.float64) + bias, 0) / 0.5) + 7, 0, 255)
     assert abs(got.reshape(6, columns) - expected).max() <= 1
+
+
+def test_pairs_that_leave_sixteen_bits_are_seen() -> None:
+    """Neighbours along depth, of one sign, at the ends of what 255 times them may come to."""
+    rows = {(64, 64): True, (65, 63): True, (65, 64): False, (127, -127): True, (-64, -64): True, (-64, -65): False, (127, 1): True, (127, 2): False}
+    for pair, fit in rows.items():
+        assert pairs_fit(np.array([0, 0, *pair], np.int8)[:, None]) is fit, pair
+        assert pairs_fit(np.array([pair[0], 0, pair[1], 0], np.int8)[:, None]), pair
+    assert pairs_fit(np.full((3, 1), 64, np.int8)) and not pairs_fit(np.full((3, 2), 70, np.int8))
 
 
 def test_narrow_vectors_with_products_of_fours() -> None:

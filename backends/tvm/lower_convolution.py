@@ -13,7 +13,7 @@ from backends.tvm.fuse import Group
 from backends.tvm.graph import Node
 from backends.tvm.kernel import Chain, Operand, Step
 from backends.tvm.kernels.contraction import Contraction
-from backends.tvm.kernels.contraction8 import Contraction8
+from backends.tvm.kernels.contraction8 import Contraction8, pairs_fit
 from backends.tvm.kernels.depthwise import Depthwise
 from backends.tvm.lower_product import label
 from backends.tvm.lower_winograd import tile_size, winograd
@@ -142,7 +142,7 @@ def _launch(
     if zero is None:
         spec = Contraction(batch, rows, packed.shape[-1], (taps[0], taps[1]), depth, left, target, matrices=matrices, chain=chain)
     else:
-        spec = Contraction8(batch, rows, packed.shape[-1], (taps[0], taps[1]), depth, left, target, zero, matrices, chain)
+        spec = Contraction8(batch, rows, packed.shape[-1], (taps[0], taps[1]), depth, left, target, zero, matrices, chain, pairs_fit(packed))
     low.launch(spec, [image, Packed(lambda: packed), *arranged[1:]], arranged[0], name)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from backends.tvm.fuse import Group
 from backends.tvm.kernel import Chain, Operand
 from backends.tvm.kernels.contraction import Contraction
-from backends.tvm.kernels.contraction8 import Contraction8
+from backends.tvm.kernels.contraction8 import Contraction8, pairs_fit
 from backends.tvm.kernels.contraction_codes import ContractionCodes
 from backends.tvm.lowering import Lowering, Packed, refuse
 from backends.tvm.views import View
@@ -77,7 +77,7 @@ def _with_weights(low: Lowering, group: Group, left: View, weights: Array, out: 
         spec = Contraction(tuple(shape[:-2]), lines, columns, (1, 1), depth, rows_strides, target, matrices=(0,) * len(batch), chain=whole)
     else:
         matrices = (0,) * len(batch)
-        spec = Contraction8(tuple(shape[:-2]), lines, columns, (1, 1), depth, rows_strides, target, zero, matrices, whole)
+        spec = Contraction8(tuple(shape[:-2]), lines, columns, (1, 1), depth, rows_strides, target, zero, matrices, whole, pairs_fit(weights))
     low.launch(spec, [left, Packed(lambda: weights[None, None, None]), *operands], out, label(group))
 
 
