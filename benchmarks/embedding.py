@@ -169,7 +169,7 @@ def openvino_plain(plain: Path, folder: Path) -> Contender:
 
 def openvino_nncf(plain: Path, folder: Path) -> Contender:
     """NNCF's post-training quantisation for transformers, with its own defaults."""
-    import nncf  # type: ignore[import-not-found, unused-ignore]
+    import nncf
 
     model = nncf.quantize(onnx.load(plain), nncf.Dataset(calibration()), model_type=nncf.ModelType.TRANSFORMER, subset_size=CALIBRATED)
     target = folder / "nncf.onnx"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,7 @@ def in_blocks(write: Callable[[Path], Feed], bits: int, block: int) -> Callable[
 
     def store(stem: Path) -> Feed:
         from passes.approximate.blockwise_weights import InBlocks, coded
+        from passes.approximate.candidate import Later
         from passes.approximate.products import products
         from passes.approximate.substitution import Substitution
         from passes.drop_dead import drop_dead
@@ -70,7 +72,7 @@ def in_blocks(write: Callable[[Path], Feed], bits: int, block: int) -> Callable[
             graph = Substitution(model)
             for product in list(products(model)):
                 if not product.is_convolution and product.weights.shape[1] % block == 0:
-                    InBlocks(product, *coded(product.weights, None, bits, block), bits, block)(graph)
+                    InBlocks(product, Later(partial(coded, product.weights, None, bits, block)), bits, block)(graph)
             drop_dead(model)
             write_onnx(model, stem.with_suffix(".onnx"))
         return feed

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from backends.instructions import saturating
 from passes.approximate.candidate import Approximation, Candidate, Refusal, Site, substituted, together
 from passes.calibrate import Recorded, record, with_outputs
 from rewriter.budget import Budget
@@ -71,7 +72,7 @@ class Measured:
         c = self.candidate
         return {
             "rewrite": c.rewrite, "site": c.site, "error": _finite(self.error.mean), "upper": _finite(self.error.upper),
-            "layer_error": _finite(c.layer_error), "bound": c.bound, "microseconds": _finite(self.latency), "bytes": c.bytes, "chosen": chosen,
+            "layer_error": _finite(c.told_error), "bound": c.bound, "microseconds": _finite(self.latency), "bytes": c.bytes, "chosen": chosen,
             "reason": self.reason,
         }  # fmt: skip
 
@@ -259,7 +260,7 @@ def _proposed(work: _Work, kinds: Sequence[Approximation]) -> tuple[list[Candida
         )  # fmt: skip
     finally:
         work.trials.drop(key)
-    site = Site(work.graph, recorded)
+    site = Site(work.graph, recorded, saturating=saturating())
     candidates: list[Candidate] = []
     refusals: list[Refusal] = []
     for kind in kinds:

@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 from onnx_text import parse, run_ort
 
+from backends.instructions import saturating
 from passes.approximate.binary_codes import BinaryCodes, binary_codes, by_tables
 from passes.approximate.candidate import Approximation, Candidate, Refusal, Site, substituted
 from passes.approximate.few_levels import FewLevels, gaussian_levels, low_bit, ternary
 from passes.approximate.int8_products import Int8Products
 from passes.approximate.linear_attention import LinearAttention
+from passes.approximate.products import products
 from passes.approximate.pruned_channels import PrunedChannels
 from passes.approximate.rounding import activation_codes, fitted_codes, output_error, rounded, symmetric_scales
 from passes.approximate.transported_scales import TransportedScales, reparameterised
@@ -48,7 +50,7 @@ def proposed(kind: Approximation, exact: ir.Model, feeds: Sequence[Feed]) -> lis
     wanted = kind.wants(exact)
     names = sorted(wanted.values | wanted.grams)
     probe = ir.to_proto(with_outputs(exact, names))
-    return list(kind.propose(Site(exact, record(exact, names, wanted.grams, feeds, lambda feed: run_ort(probe, feed)))))
+    return list(kind.propose(Site(exact, record(exact, names, wanted.grams, feeds, lambda feed: run_ort(probe, feed)), saturating=saturating())))
 
 
 def candidates(kind: Approximation, exact: ir.Model, feeds: Sequence[Feed]) -> list[Candidate]:
@@ -94,6 +96,41 @@ def test_products_on_8_bits(name: str) -> None:
         assert candidate.bytes < 0
         changed = ir.from_proto(applied(exact, candidate))
         assert abs(weight_bytes(changed) - weight_bytes(exact) - candidate.bytes) < 200
+
+
+@pytest.mark.parametrize("depth", [1, 2, 7, 64])
+def test_codes_whose_pairs_stay_within_16_bits(depth: int) -> None:
+    """Where a kernel adds neighbours in 16 bits: the bound holds for every pair of codes, it costs less than a whole bit, and nothing without."""
+    w = RANDOM.normal(size=(40, depth))
+    w[0] = 1.0  # every pair is at its limit
+    x = RANDOM.normal(size=(500, depth)) @ RANDOM.normal(size=(depth, depth))
+    gram, partners = x.T @ x / 500, np.minimum(np.arange(depth) ^ 1, depth - 1)
+    errors = []
+    for bits, together in ((8, None), (8, partners), (7, None)):
+        scales = symmetric_scales(w, bits, np.diag(gram), together)
+        for codes in (rounded(w, scales, bits, together), fitted_codes(w, scales, bits, gram, partners=together)):
+            pairs = codes.astype(int).reshape(40, -1, 2) if depth % 2 == 0 else np.pad(codes.astype(int), [(0, 0), (0, 1)]).reshape(40, -1, 2)
+            sums = np.maximum(pairs, 0).sum(-1), np.minimum(pairs, 0).sum(-1)
+            assert together is None or (sums[0].max() <= 128 and sums[1].min() >= -128)
+        errors.append(output_error(w, codes * scales[:, None], gram))
+    assert depth <= 2 or errors[0] < errors[1] < errors[2]
+
+
+def test_partners_are_neighbours_where_kernels_read_channels_innermost() -> None:
+    """Channel pairs of one tap in a convolution; none where an odd number of channels makes it depend on the kernel."""
+    def partners(shape: tuple[int, ...]) -> np.ndarray | None:
+        c, h, w = shape[1:]
+        graph = model(f"main (float[1,{c},9,9] x) => (float[1,{shape[0]},{10 - h},{10 - w}] y) {{ y = Conv(x, w) }}", w=normal(*shape))
+        (found,) = products(graph)
+        return found.partners
+
+    even = partners((5, 4, 3, 2))
+    assert even is not None
+    columns = np.arange(24).reshape(4, 3, 2)
+    assert (even.reshape(4, 3, 2)[0] == columns[1]).all() and (even.reshape(4, 3, 2)[3] == columns[2]).all()
+    assert partners((5, 3, 3, 3)) is None
+    alone = partners((5, 3, 1, 1))
+    assert alone is not None and alone.tolist() == [1, 0, 2]
 
 
 def test_the_integer_product_is_the_fake_quantised_one() -> None:

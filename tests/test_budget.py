@@ -146,7 +146,7 @@ class TooBold:
         def apply(graph: Any) -> None:
             graph.replace(output, graph.value("x"))
 
-        yield Candidate("bold", output, frozenset({output}), apply, unit=(("x",), output), layer_error=0.0)
+        yield Candidate("bold", output, frozenset({output}), apply, unit=(("x",), output), lost=0.0)
 
 
 def test_what_alone_is_over_the_budget_is_declined_with_its_error(monkeypatch: pytest.MonkeyPatch) -> None:

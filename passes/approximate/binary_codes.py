@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from passes.approximate.candidate import Candidate, Refusal, Site, Wanted
+from passes.approximate.candidate import Candidate, Later, Refusal, Site, Wanted
 from passes.approximate.products import Product, moments, products
 from passes.approximate.rounding import output_error
 from passes.approximate.substitution import Substitution
@@ -96,14 +96,20 @@ class BinaryCodes:
                 continue
             gram = moments(product, site.recorded[product.input])
             for bits in BITS:
-                alpha, signs, _ = binary_codes(product.weights, bits)
-                approximated = (signs * alpha[:, None, :]).sum(axis=2)
-                stored = signs.size // 8 + alpha.nbytes
-                yield Candidate(
-                    f"{self.name}/{bits}-bit", product.output, frozenset({product.output}), _Apply(product, alpha, signs),
-                    stored - product.weights.nbytes, unit=((product.input,), product.output),
-                    layer_error=output_error(product.weights, approximated, gram),
-                )  # fmt: skip
+                yield self._of(product, bits, gram)
+
+    def _of(self, product: Product, bits: int, gram: Array | None) -> Candidate:
+        weights = product.weights
+        found = Later(lambda: binary_codes(weights, bits)[:2])
+        stored = bits * (weights.size // 8 + 4 * len(weights))
+        return Candidate(
+            f"{self.name}/{bits}-bit", product.output, frozenset({product.output}), _Apply(product, found), stored - weights.nbytes,
+            unit=((product.input,), product.output), lost=Later(lambda: output_error(weights, _sum(*found()), gram)),
+        )  # fmt: skip
+
+
+def _sum(alpha: Array, signs: Array) -> Array:
+    return np.asarray((signs * alpha[:, None, :]).sum(axis=2))
 
 
 def _fits(product: Product) -> bool:
@@ -113,18 +119,16 @@ def _fits(product: Product) -> bool:
 class _Apply:
     """The bits, and their unpacking: W = Σ_b a_b (2 bit_b - 1)."""
 
-    def __init__(self, product: Product, alpha: Array, signs: Array) -> None:
-        self._output, self._alpha = product.output, alpha
-        self._shape = signs.shape[:2]
+    def __init__(self, product: Product, found: Later[tuple[Array, Array]]) -> None:
+        self._output, self._found = product.output, found
         self._transposed = product.channel_axis == 1
-        bits = (signs > 0).astype(np.uint8).transpose(2, 0, 1)  # [bits, rows, depth]
-        self._packed = np.packbits(bits, axis=-1, bitorder="little")[..., None]
 
     def __call__(self, graph: Substitution) -> None:
         node, editor = graph.maker(self._output), graph.editor
-        rows, depth = self._shape
-        count = self._alpha.shape[1]
-        stored = graph.stored(self._packed, f"{self._output}_bits")
+        alpha, signs = self._found()
+        rows, depth, count = signs.shape
+        packed = np.packbits((signs > 0).astype(np.uint8).transpose(2, 0, 1), axis=-1, bitorder="little")  # [bits, rows, depth / 8]
+        stored = graph.stored(packed[..., None], f"{self._output}_bits")
         shifted = editor.emit(
             node, "BitShift", [stored, editor.constant(np.arange(8, dtype=np.uint8), "shifts")], {"direction": "RIGHT"}, dtype=ir.DataType.UINT8
         )
@@ -137,7 +141,7 @@ class _Apply:
             dtype=ir.DataType.FLOAT,
             shape=(count, rows, depth),
         )
-        factors = graph.stored(2 * self._alpha.T[:, :, None], f"{self._output}_factors")
+        factors = graph.stored(2 * alpha.T[:, :, None], f"{self._output}_factors")
         scaled = editor.emit(node, "Mul", [flat, factors], dtype=ir.DataType.FLOAT, shape=(count, rows, depth))
         summed = editor.emit(
             node,
@@ -147,7 +151,7 @@ class _Apply:
             dtype=ir.DataType.FLOAT,
             shape=(rows, depth),
         )
-        offset = graph.stored(self._alpha.sum(axis=1)[:, None], f"{self._output}_offset")
+        offset = graph.stored(alpha.sum(axis=1)[:, None], f"{self._output}_offset")
         weights = editor.emit(node, "Sub", [summed, offset], dtype=ir.DataType.FLOAT, shape=(rows, depth))
         if self._transposed:
             weights = editor.emit(node, "Transpose", [weights], {"perm": [1, 0]}, dtype=ir.DataType.FLOAT, shape=(depth, rows))

@@ -9,13 +9,13 @@ by without making floats of all weights first. With scales of 32 bits, 4-bit cod
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from passes.approximate.candidate import Candidate, Refusal, Site, Wanted
+from passes.approximate.candidate import Candidate, Later, Refusal, Site, Wanted
 from passes.approximate.products import Product, moments, products
 from passes.approximate.rounding import fitted_codes, output_error, rounded, symmetric_scales
 from passes.approximate.substitution import Substitution
@@ -55,13 +55,18 @@ class BlockwiseWeights:
                     yield self._of(product, gram, seen, bits, block)
 
     def _of(self, product: Product, gram: Array | None, seen: Recorded, bits: int, block: int) -> Candidate:
-        codes, scales = coded(product.weights, gram, bits, block)
-        approximated = codes * np.repeat(scales, block, axis=1)
-        size = codes.size * bits // 8 + scales.nbytes
+        weights = product.weights
+        numbers = Later(lambda: coded(weights, gram, bits, block))
+        size = weights.size * bits // 8 + 4 * weights.size // block
+
+        def lost() -> float:
+            codes, scales = numbers()
+            return output_error(weights, codes * np.repeat(scales, block, axis=1), gram)
+
         return Candidate(
-            f"{self.name}-{bits}-bit-blocks-of-{block}", product.output, frozenset({product.output}), InBlocks(product, codes, scales, bits, block),
-            bytes=size - product.weights.nbytes, unit=((product.input,), product.output),
-            layer_error=output_error(product.weights, approximated, gram), bound=_bound(scales, block, seen),
+            f"{self.name}-{bits}-bit-blocks-of-{block}", product.output, frozenset({product.output}), InBlocks(product, numbers, bits, block),
+            bytes=size - weights.nbytes, unit=((product.input,), product.output), lost=Later(lost),
+            bound=f"rounding alone moves an output by at most the sum of s / 2 ||x||₁ over blocks: {_bound(weights, bits, block, seen):.3g}",
         )  # fmt: skip
 
 
@@ -79,29 +84,32 @@ def coded(weights: Array, gram: Array | None, bits: int, block: int) -> tuple[Ar
     return (rounded(weights, wide, bits) if gram is None else fitted_codes(weights, wide, bits, gram)), scales
 
 
-def _bound(scales: Array, block: int, seen: Recorded) -> str:
-    """The largest error of one output that plain rounding can make, on what was seen."""
+def _bound(weights: Array, bits: int, block: int, seen: Recorded) -> float:
+    """The largest error of one output that plain rounding, with scales that clip nothing, can make on what was seen."""
+    scales = np.abs(weights.reshape(len(weights), -1, block)).max(axis=2) / (2 ** (bits - 1) - 1)
     sizes = np.abs(seen.matrix()[:256])
     blocks = sizes.reshape(len(sizes), -1, block).sum(axis=2)
-    return f"rounding alone moves an output by at most {float((blocks @ (scales.T / 2)).max()):.3g}"
+    return float((blocks @ (scales.T / 2)).max())
 
 
 class InBlocks:
     """Puts the codes in the place of one product's weights."""
 
-    def __init__(self, product: Product, codes: Array, scales: Array, bits: int, block: int) -> None:
-        self._output, self._bias, self._block = product.output, product.bias, block
-        self._codes = codes.T.astype(ml_dtypes.int4) if bits == 4 else np.ascontiguousarray(codes.T)
-        self._scales = np.ascontiguousarray(scales.T)
+    def __init__(self, product: Product, numbers: Callable[[], tuple[Array, Array]], bits: int, block: int) -> None:
+        """``numbers``: codes and scales, as ``coded`` gives them."""
+        self._output, self._bias, self._bits, self._block = product.output, product.bias, bits, block
+        self._numbers = numbers
 
     def __call__(self, graph: Substitution) -> None:
         node, editor, name = graph.maker(self._output), graph.editor, self._output
         old = node.outputs[0]
         graph.model.opset_imports[""] = max(OPSET, graph.model.opset_imports[""])
         graph.model.ir_version = max(10, graph.model.ir_version or 0)
-        codes, scales = graph.stored(self._codes, f"{name}_codes"), graph.stored(self._scales, f"{name}_scales")
+        whole, factors = self._numbers()
+        kept = whole.T.astype(ml_dtypes.int4) if self._bits == 4 else whole.T
+        codes, scales = graph.stored(kept, f"{name}_codes"), graph.stored(factors.T, f"{name}_scales")
         options = {"axis": 0, "block_size": self._block}
-        weights = editor.emit(node, "DequantizeLinear", [codes, scales], options, dtype=old.dtype, shape=self._codes.shape, hint=f"{name}_weight")
+        weights = editor.emit(node, "DequantizeLinear", [codes, scales], options, dtype=old.dtype, shape=kept.shape, hint=f"{name}_weight")
         result = editor.emit(node, "MatMul", [node.inputs[0], weights], dtype=old.dtype, shape=old.shape)
         if self._bias is not None:
             result = editor.emit(node, "Add", [result, graph.stored(self._bias, f"{name}_bias")], dtype=old.dtype, shape=old.shape)

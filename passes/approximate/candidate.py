@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -18,6 +18,25 @@ from passes.calibrate import Recorded
 from passes.drop_dead import drop_dead
 
 Array = np.ndarray
+T = TypeVar("T")
+
+
+class Later(Generic[T]):
+    """What ``make`` gives, made when it is first asked for: numbers are fitted to calibration data only for what could pay."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._made: list[T] = []
+
+    def __call__(self) -> T:
+        if not self._made:
+            self._made.append(self._make())
+        return self._made[0]
+
+    @property
+    def made(self) -> bool:
+        """Has it been asked for?"""
+        return bool(self._made)
 
 
 @dataclass(frozen=True)
@@ -29,7 +48,8 @@ class Candidate:
     one is chosen). ``apply``: edits a copy of the exact graph, in which candidates that cover other values may stand already.
     ``bytes``: how many more bytes of weights (negative: fewer). ``reads``, ``writes``: values that it wants, or leaves, as 8-bit codes.
     ``unit``: the values between which its time is measured, inputs first; empty where the whole graph has to be timed.
-    ``layer_error``: ||f - g||² / ||f||² at the site, on what was recorded. ``bound``: what is known of the error without data, in words.
+    Two candidates of one ``rewrite`` for equal parts take the same time: the name says what the structure depends on.
+    ``lost``: ||f - g||² / ||f||² at the site, on what was recorded. ``bound``: what is known of the error without data, in words.
     ``numbers``: equal for candidates of one site that compute the same by other operators: the faster stands for both.
     """
 
@@ -41,9 +61,19 @@ class Candidate:
     reads: frozenset[str] = frozenset()
     writes: frozenset[str] = frozenset()
     unit: tuple[tuple[str, ...], str] | None = None
-    layer_error: float = float("nan")
+    lost: float | Later[float] = float("nan")
     bound: str = ""
     numbers: str = ""
+
+    @property
+    def layer_error(self) -> float:
+        """``lost`` as a number; NaN where the candidate does not know."""
+        return self.lost() if isinstance(self.lost, Later) else self.lost
+
+    @property
+    def told_error(self) -> float:
+        """The same, or NaN where nobody has asked for it yet."""
+        return self.layer_error if not isinstance(self.lost, Later) or self.lost.made else float("nan")
 
 
 @dataclass(frozen=True)
@@ -65,11 +95,13 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Site:
-    """What ``propose`` sees. ``recorded``: by the name of the value, what calibration saw. ``base``: weights before fine-tuning, by name."""
+    """What ``propose`` sees. ``recorded``: by the name of the value, what calibration saw. ``base``: weights before fine-tuning, by name.
+    ``saturating``: integer products here add pairs in 16 bits, which saturate (x86 without VNNI)."""
 
     model: ir.Model
     recorded: Mapping[str, Recorded]
     base: Mapping[str, Array] = field(default_factory=dict)
+    saturating: bool = False
 
 
 class Approximation(Protocol):

@@ -40,7 +40,7 @@ class CodedTables:
             yield Candidate(
                 f"{self.name}-8-bit", results[0], frozenset(results), _Apply(results, codes, scales),
                 bytes=codes.nbytes + scales.nbytes - data.nbytes, unit=((places,), results[0]),
-                layer_error=output_error(data.numpy(), codes * scales, None), bound="each number within 1/254 of its row's largest",
+                lost=output_error(data.numpy(), codes * scales, None), bound="each number within 1/254 of its row's largest",
             )  # fmt: skip
 
 

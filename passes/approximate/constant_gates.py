@@ -43,7 +43,7 @@ class ConstantGates:
                 continue
             source = _source(gate).name or ""
             bound = f"the same on {len(rows)} inputs: another with probability at most {3 / len(rows):.3g} (95 %)"
-            yield Candidate(self.name, name, frozenset({name}), _Apply(name, rows[:1]), unit=((source,), name), layer_error=0.0, bound=bound)
+            yield Candidate(self.name, name, frozenset({name}), _Apply(name, rows[:1]), unit=((source,), name), lost=0.0, bound=bound)
 
 
 def gates(model: ir.Model) -> Iterator[ir.Value]:

@@ -40,7 +40,7 @@ class DroppedBlocks:
             yield Candidate(
                 self.name, name, inside | {name}, _Apply(name, source),
                 bytes=-sum(v.const_value.nbytes for v in stored if v.const_value is not None), unit=((source,), name),
-                layer_error=_share(site.recorded[source], site.recorded[name]),
+                lost=_share(site.recorded[source], site.recorded[name]),
             )  # fmt: skip
 
 

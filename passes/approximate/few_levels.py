@@ -10,11 +10,12 @@ the rest; other matrices may compete, and what is measured decides.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
-from passes.approximate.candidate import Candidate, Refusal, Site, Wanted
+from passes.approximate.candidate import Candidate, Later, Refusal, Site, Wanted
 from passes.approximate.products import Product, moments, products
 from passes.approximate.rounding import output_error
 from passes.approximate.substitution import Substitution
@@ -42,15 +43,15 @@ class FewLevels:
                 continue
             gram = moments(product, site.recorded[product.input])
             for bits in (1, 2, 4):
-                yield self._candidate(f"{self.name}/{bits}-bit", product, low_bit(product.weights, bits), bits, gram)
-            yield self._candidate(f"{self.name}/ternary", product, ternary(product.weights, gram)[0], 2, gram)
+                yield self._candidate(f"{self.name}/{bits}-bit", product, Later(partial(low_bit, product.weights, bits)), bits, gram)
+            yield self._candidate(f"{self.name}/ternary", product, Later(partial(_ternary, product.weights, gram)), 2, gram)
 
     @staticmethod
-    def _candidate(name: str, product: Product, approximated: Array, bits: int, gram: Array | None) -> Candidate:
+    def _candidate(name: str, product: Product, approximated: Later[Array], bits: int, gram: Array | None) -> Candidate:
         saved = product.weights.nbytes - product.weights.size * bits // 8 - 4 * 2**bits
         return Candidate(
-            name, product.output, frozenset({product.output}), _Apply(product.output, product.as_stored(approximated)), -saved,
-            unit=((product.input,), product.output), layer_error=output_error(product.weights, approximated, gram),
+            name, product.output, frozenset({product.output}), _Apply(product.output, Later(lambda: product.as_stored(approximated()))), -saved,
+            unit=((product.input,), product.output), lost=Later(lambda: output_error(product.weights, approximated(), gram)),
         )  # fmt: skip
 
 
@@ -99,14 +100,18 @@ def ternary(delta: Array, gram: Array | None = None) -> tuple[Array, float]:
     return best
 
 
+def _ternary(delta: Array, gram: Array | None) -> Array:
+    return ternary(delta, gram)[0]
+
+
 class _Apply:
     """The matrix, packed."""
 
-    def __init__(self, output: str, weights: Array) -> None:
+    def __init__(self, output: str, weights: Later[Array]) -> None:
         self._output, self._weights = output, weights
 
     def __call__(self, graph: Substitution) -> None:
         node = graph.maker(self._output)
-        value = graph.stored(self._weights, f"{self._output}_levels")
+        value = graph.stored(self._weights(), f"{self._output}_levels")
         node.replace_input_with(1, value)
         pack_weight(value, node, graph.editor)

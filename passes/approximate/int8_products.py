@@ -8,17 +8,21 @@ in -127..127 and a scale for every output (per channel) or one for all (per tens
 an integer product whose second term is constant. What the layer loses is ``||W x - Ŵ x̂||²``; it is made small on calibration data, layer by
 layer, over the scales (a grid of clipping ranges) and over the codes (each rounding's error is made up for by the columns that follow, as
 the second moments of the inputs say). Per channel the bias takes the mean of what is left, ``E[W x - Ŵ x̂]``, where a convolution has one.
+
+Processors without VNNI add two products of bytes in 16 bits and saturate; runtimes answer with wrong numbers, or with slower instructions. There
+the codes of columns that are added are kept small enough together (``rounding.rounded``), and both are right and fast.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from passes.approximate.candidate import Candidate, Refusal, Site, Wanted
+from passes.approximate.candidate import Candidate, Later, Refusal, Site, Wanted
 from passes.approximate.products import Product, moments, patches, products
 from passes.approximate.rounding import activation_codes, activation_error, fitted_codes, output_error, rounded, symmetric_scales
 from passes.approximate.substitution import Codes, Substitution
@@ -66,27 +70,49 @@ class Int8Products:
         self, product: Product, source: Codes, target: Codes | None, gram: Array | None, site: Site, *, per_channel: bool
     ) -> Iterator[Candidate]:
         weights = product.weights
-        importance = np.diag(gram) if gram is not None else None
-        scales = symmetric_scales(weights, 8, importance)
-        if not per_channel:
-            scales = np.full(len(weights), symmetric_scales(weights.reshape(1, -1), 8)[0], np.float32)
-        codes = fitted_codes(weights, scales, 8, gram) if gram is not None and per_channel else rounded(weights, scales, 8)
-        approximated = codes * scales[:, None]
-        error = output_error(weights, approximated, gram) + self._activation_error(product, source, target, gram, site)
-        bias = product.bias
-        if product.is_convolution and per_channel:
-            bias = _corrected(product, approximated, source, site)
-        kept = scales if per_channel else scales[:1].reshape(())
+
+        def lost() -> float:
+            numbers = fitted()
+            return output_error(weights, numbers.weights, gram) + self._activation_error(product, source, target, gram, site)
+
+        fitted = Later(lambda: _fitted(product, source, gram, site, per_channel=per_channel))
         name = f"{self.name}-{'per-channel' if per_channel else 'per-tensor'}"
-        saved = weights.nbytes - codes.nbytes - kept.nbytes
+        saved = weights.nbytes - weights.size - 4 * (len(weights) if per_channel else 1)
         shared: dict[str, Any] = {
-            "bytes": -saved, "reads": frozenset({product.input}), "unit": ((product.input,), product.timed), "layer_error": error, "numbers": name,
+            "bytes": -saved, "reads": frozenset({product.input}), "unit": ((product.input,), product.timed), "lost": Later(lost), "numbers": name,
         }  # fmt: skip
-        parts = (product, source, target, product.as_stored(codes), kept, bias)
+        parts = (product, source, target, fitted)
         writes = frozenset({product.result} if target is not None else ())
         yield Candidate(name, product.result, product.covers, _Apply(*parts), writes=writes, **shared)
         if not product.is_convolution:
             yield Candidate(f"{name}-integers", product.result, frozenset({product.output}), _ByIntegers(*parts), **shared)
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """``codes`` int8 [outputs, depth], their scales ([outputs], or one), and the bias that goes with them."""
+
+    codes: Array
+    scales: Array
+    bias: Array | None
+
+    @property
+    def weights(self) -> Array:
+        """What they stand for."""
+        return np.asarray(self.codes * self.scales.reshape(-1, 1))
+
+
+def _fitted(product: Product, source: Codes, gram: Array | None, site: Site, *, per_channel: bool) -> _Fitted:
+    weights, partners = product.weights, product.partners if site.saturating else None
+    bits = 7 if site.saturating and partners is None else 8
+    if not per_channel:
+        flat = None if partners is None else (np.arange(len(weights))[:, None] * weights.shape[1] + partners).reshape(-1)
+        scale = symmetric_scales(weights.reshape(1, -1), bits, None, flat)
+        return _Fitted(rounded(weights, np.full(len(weights), scale[0]), bits, partners), scale.reshape(()), product.bias)
+    scales = symmetric_scales(weights, bits, np.diag(gram) if gram is not None else None, partners)
+    codes = rounded(weights, scales, bits, partners) if gram is None else fitted_codes(weights, scales, bits, gram, partners=partners)
+    found = _Fitted(codes, scales, product.bias)
+    return replace(found, bias=_corrected(product, found.weights, source, site)) if product.is_convolution else found
 
 
 def _corrected(product: Product, approximated: Array, source: Codes, site: Site) -> Array | None:
@@ -102,32 +128,30 @@ def _corrected(product: Product, approximated: Array, source: Codes, site: Site)
 class _Apply:
     """Edits one product. Its weights are kept as codes, once, for every variant in which the candidate stands."""
 
-    def __init__(self, product: Product, source: Codes, target: Codes | None, weights: Array, scales: Array, bias: Array | None) -> None:
+    def __init__(self, product: Product, source: Codes, target: Codes | None, fitted: Later[_Fitted]) -> None:
         self._output, self._result, self._source, self._codes, self._target = product.output, product.result, product.input, source, target
-        self._weights, self._scales, self._axis, self._bias = weights, scales, product.channel_axis, bias
-        self._relu = product.relu
+        self._as_stored, self._axis, self._relu, self._fitted = product.as_stored, product.channel_axis, product.relu, fitted
 
     def __call__(self, graph: Substitution) -> None:
-        node = graph.maker(self._output)
+        node, fitted = graph.maker(self._output), self._fitted()
         node.replace_input_with(0, graph.decoded(self._source, self._codes))
-        axis = self._axis if self._scales.ndim else None
-        node.replace_input_with(1, graph.decoded_weight(node, self._weights, self._scales, axis, f"{self._output}_weight"))
-        if self._bias is not None:
-            self._set_bias(node, graph)
+        axis = self._axis if fitted.scales.ndim else None
+        node.replace_input_with(1, graph.decoded_weight(node, self._as_stored(fitted.codes), fitted.scales, axis, f"{self._output}_weight"))
+        if fitted.bias is not None:
+            self._set_bias(node, graph, fitted.bias, fitted.scales)
         if self._target is not None:
             if self._relu and self._target.zero == 0:
                 graph.replace(self._result, graph.value(self._output))  # the least code is zero: the quantiser clamps by itself
             graph.encode(self._result, self._target)
 
-    def _set_bias(self, node: ir.Node, graph: Substitution) -> None:
+    def _set_bias(self, node: ir.Node, graph: Substitution, real: Array, factors: Array) -> None:
         """int32 codes at the scale of the products, as integer kernels add them."""
-        assert self._bias is not None
-        scales = np.asarray(self._scales.astype(np.float64) * self._codes.scale)
-        numbers = np.round(self._bias / scales)
+        scales = np.asarray(factors.astype(np.float64) * self._codes.scale)
+        numbers = np.round(real / scales)
         if bool((np.abs(numbers) < 2**30).all()):
             bias = graph.decoded_weight(node, numbers.astype(np.int32), scales, 0 if scales.ndim else None, f"{self._output}_bias")
         else:
-            bias = graph.stored(self._bias, f"{self._output}_bias")
+            bias = graph.stored(real, f"{self._output}_bias")
         if len(node.inputs) < 3:
             node.resize_inputs(3)
         node.replace_input_with(2, bias)
@@ -139,14 +163,16 @@ class _ByIntegers(_Apply):
     def __call__(self, graph: Substitution) -> None:
         node = graph.maker(self._output)
         codes, editor = graph.codes(self._source, self._codes), graph.editor
-        weights = self._weights.T if node.op_type == "Gemm" and self._axis == 0 else self._weights
+        fitted = self._fitted()
+        weights = self._as_stored(fitted.codes)
+        weights = weights.T if node.op_type == "Gemm" and self._axis == 0 else weights
         stored = graph.stored(weights, f"{self._output}_weight_codes")
         zero = editor.constant(np.array(self._codes.zero, self._codes.dtype), "zero")
         shape, old = node.outputs[0].shape, node.outputs[0]
         sums = editor.emit(node, "MatMulInteger", [codes, stored, zero], dtype=ir.DataType.INT32, shape=shape)
         real = editor.emit(node, "Cast", [sums], {"to": int(ir.DataType.FLOAT)}, dtype=ir.DataType.FLOAT, shape=shape)
-        factors = graph.stored(np.asarray(self._scales.astype(np.float64) * self._codes.scale, np.float32), f"{self._output}_scale")
+        factors = graph.stored(np.asarray(fitted.scales.astype(np.float64) * self._codes.scale, np.float32), f"{self._output}_scale")
         result = editor.emit(node, "Mul", [real, factors], dtype=old.dtype, shape=shape)
-        if self._bias is not None:
-            result = editor.emit(node, "Add", [result, graph.stored(self._bias, f"{self._output}_bias")], dtype=old.dtype, shape=shape)
+        if fitted.bias is not None:
+            result = editor.emit(node, "Add", [result, graph.stored(fitted.bias, f"{self._output}_bias")], dtype=old.dtype, shape=shape)
         graph.replace(self._output, result)

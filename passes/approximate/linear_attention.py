@@ -48,7 +48,7 @@ class LinearAttention:
                 )
                 continue
             unit = ((found.queries, found.keys, found.values), found.output)
-            yield Candidate(self.name, found.output, found.inner | {found.output}, _Apply(found), unit=unit, layer_error=_error(found, site))
+            yield Candidate(self.name, found.output, found.inner | {found.output}, _Apply(found), unit=unit, lost=_error(found, site))
 
 
 def _attentions(model: ir.Model) -> Iterator[_Attention]:

@@ -12,11 +12,12 @@ the layer's error says nothing of that, and a candidate is judged by the metric 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
-from passes.approximate.candidate import Candidate, Refusal, Site, Wanted
+from passes.approximate.candidate import Candidate, Later, Refusal, Site, Wanted
 from passes.approximate.products import Product, moments, products
 from passes.approximate.rounding import output_error
 from passes.approximate.substitution import Substitution
@@ -49,17 +50,30 @@ class LowRank:
                 yield from self._of(product, gram)
 
     def _of(self, product: Product, gram: Array) -> Iterable[Candidate]:
-        weights = product.weights
-        outputs, depth = weights.shape
-        left, right, _ = decomposed(weights, gram)
+        outputs, depth = product.weights.shape
+        halves = Later(lambda: decomposed(product.weights, gram))
         ranks = {int(part * outputs * depth / (outputs + depth)) for part in PARTS}
         for rank in sorted(ranks - {0}, reverse=True):
-            a, b = left[:, :rank].astype(np.float32), right[:rank].astype(np.float32)
+            cut = Later(partial(_cut, halves, rank))
             yield Candidate(
-                f"{self.name}-{rank}", product.output, frozenset({product.output}), _Apply(product, a, b), bytes=a.nbytes + b.nbytes - weights.nbytes,
-                unit=((product.input,), product.output), layer_error=output_error(weights, a @ b, gram),
+                f"{self.name}-{rank}", product.output, frozenset({product.output}), _Apply(product, rank, cut),
+                bytes=4 * (rank * (outputs + depth) - outputs * depth), unit=((product.input,), product.output),
+                lost=Later(partial(_lost, product, cut, gram)),
                 bound="the layer's error on calibration inputs is the sum of the squared singular values that were cut off",
             )  # fmt: skip
+
+
+Halves = tuple[Array, Array]
+
+
+def _cut(halves: Later[tuple[Array, Array, Array]], rank: int) -> Halves:
+    left, right, _ = halves()
+    return left[:, :rank].astype(np.float32), right[:rank].astype(np.float32)
+
+
+def _lost(product: Product, cut: Later[Halves], gram: Array) -> float:
+    left, right = cut()
+    return output_error(product.weights, left @ right, gram)
 
 
 def decomposed(weights: Array, gram: Array) -> tuple[Array, Array, Array]:
@@ -78,27 +92,27 @@ def _large(found: Iterable[Product]) -> Iterator[Product]:
 class _Apply:
     """Edits one product: the thin one first, with its window if it is a convolution, then the one that has the bias."""
 
-    def __init__(self, product: Product, left: Array, right: Array) -> None:
+    def __init__(self, product: Product, rank: int, cut: Later[Halves]) -> None:
         self._output, self._bias, self._axis = product.output, product.bias, product.channel_axis
         kernel = product.node.inputs[1]
         assert kernel is not None and kernel.shape is not None
         self._window = tuple(kernel.shape.numpy()[1:]) if product.is_convolution else ()
-        self._left, self._right = left, right
+        self._rank, self._cut = rank, cut
 
     def __call__(self, graph: Substitution) -> None:
         node = graph.maker(self._output)
         old, editor, name = node.outputs[0], graph.editor, self._output
-        rank = len(self._right)
+        rank, (left, right) = self._rank, self._cut()
         if self._window:
-            first = graph.stored(self._right.reshape(rank, *self._window), f"{name}_right")
-            second = graph.stored(self._left.reshape(*self._left.shape, *[1] * (len(self._window) - 1)), f"{name}_left")
+            first = graph.stored(right.reshape(rank, *self._window), f"{name}_right")
+            second = graph.stored(left.reshape(*left.shape, *[1] * (len(self._window) - 1)), f"{name}_left")
             shape = None if old.shape is None else [*old.shape[:1], rank, *old.shape[2:]]
             thin = editor.emit(node, "Conv", [node.inputs[0], first], _window_of(node), dtype=old.dtype, shape=shape, hint=f"{name}_thin")
             bias = [graph.stored(self._bias, f"{name}_bias")] if self._bias is not None else []
             graph.replace(name, editor.emit(node, "Conv", [thin, second, *bias], dtype=old.dtype, shape=old.shape))
             return
         shape = None if old.shape is None else [*old.shape[:-1], rank]
-        first, second = graph.stored(self._right.T, f"{name}_right"), graph.stored(self._left.T, f"{name}_left")
+        first, second = graph.stored(right.T, f"{name}_right"), graph.stored(left.T, f"{name}_left")
         thin = editor.emit(node, "MatMul", [node.inputs[0], first], dtype=old.dtype, shape=shape, hint=f"{name}_thin")
         result = editor.emit(node, "MatMul", [thin, second], dtype=old.dtype, shape=old.shape)
         if self._bias is not None:

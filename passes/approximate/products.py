@@ -49,6 +49,20 @@ class Product:
         return 0 if self.is_convolution or self.node.attributes.get_int("transB", 0) == 1 else 1
 
     @property
+    def partners(self) -> Array | None:
+        """For each column of ``weights`` the one that lies beside it where integer kernels read them, channels innermost, two by two; None
+        where that depends on the kernel, since channels are odd in number and taps follow each other."""
+        depth = self.weights.shape[1]
+        if not self.is_convolution:
+            return np.asarray(np.minimum(np.arange(depth) ^ 1, depth - 1))
+        channels = int(_data(self.node).shape.numpy()[1])
+        taps = depth // channels
+        if channels % 2 and taps > 1:
+            return None
+        channel, tap = np.divmod(np.arange(depth), taps)
+        return np.asarray(np.minimum(channel ^ 1, channels - 1) * taps + tap)
+
+    @property
     def timed(self) -> str:
         """The value up to which the product is timed: runtimes treat a bias that is added to it as part of it."""
         reader = _only_reader(self.node.outputs[0])

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
-from passes.approximate.candidate import Candidate, Refusal, Site, Wanted
+from passes.approximate.candidate import Candidate, Later, Refusal, Site, Wanted
 from passes.approximate.products import Product, moments, products
 from passes.approximate.substitution import Substitution
 from rewriter.edit import is_op, tensor, uses
@@ -75,12 +76,12 @@ class PrunedChannels:
         for size in sorted(s for s in sizes if s < channels):
             kept = np.sort(order[:size])
             columns = (kept[:, None] * taps + np.arange(taps)).reshape(-1)
-            fitted, error = _fitted(hidden.second.weights, gram, columns)
-            saved = (channels - size) * (hidden.first.weights.shape[1] + len(fitted) * taps) * 4
+            fitted = Later(partial(_fitted, hidden.second.weights, gram, columns))
+            saved = (channels - size) * (hidden.first.weights.shape[1] + len(hidden.second.weights) * taps) * 4
             covers = frozenset(v.name or "" for n in hidden.between for v in n.outputs) | {hidden.first.output, hidden.second.output}
             yield Candidate(
                 f"{self.name}-{size / channels:.0%}", hidden.second.output, covers, _Apply(hidden, kept, fitted), -saved,
-                unit=((hidden.first.input,), hidden.second.output), layer_error=error,
+                unit=((hidden.first.input,), hidden.second.output), lost=Later(partial(_share_lost, fitted)),
             )  # fmt: skip
 
 
@@ -102,6 +103,10 @@ def _fitted(weights: Array, gram: Array, columns: Array) -> tuple[Array, float]:
     left[:, columns] -= fitted
     lost, whole = (float(np.sum((m @ gram) * m)) for m in (left, wide))
     return fitted.astype(np.float32), lost / max(whole, 1e-30)
+
+
+def _share_lost(fitted: Later[tuple[Array, float]]) -> float:
+    return fitted()[1]
 
 
 def _hidden(model: ir.Model) -> Iterator[Hidden]:
@@ -154,7 +159,7 @@ def _is_vector(shape: tuple[int, ...], channels: int, images: bool) -> bool:
 class _Apply:
     """Cuts the matrices; the fitted one takes the second's place."""
 
-    def __init__(self, hidden: Hidden, kept: Array, fitted: Array) -> None:
+    def __init__(self, hidden: Hidden, kept: Array, fitted: Later[tuple[Array, float]]) -> None:
         self._kept, self._fitted = kept, fitted
         self._first, self._second = hidden.first, hidden.second
         self._between = [n.outputs[0].name or "" for n in hidden.between]
@@ -174,11 +179,12 @@ class _Apply:
                     self._cut(graph, node, place, 0 if node.op_type == "Conv" else shape.index(channels) if channels in shape else -1, channels)
             if node.op_type == "Conv":
                 node.attributes["group"] = ir.AttrInt64("group", len(self._kept))
+        fitted = self._fitted()[0]
         if self._second.is_convolution:
             window = self._second.as_stored(self._second.weights).shape[2:]
-            stored = self._fitted.reshape(len(self._fitted), len(self._kept), *window)
+            stored = fitted.reshape(len(fitted), len(self._kept), *window)
         else:
-            stored = self._fitted if self._second.channel_axis == 0 else self._fitted.T
+            stored = fitted if self._second.channel_axis == 0 else fitted.T
         second.replace_input_with(1, graph.stored(stored, f"{self._second.output}_weight"))
         for name in (self._first.output, *self._between):
             _forget_channels(graph.value(name), channels, len(self._kept), self._first.is_convolution)

@@ -17,9 +17,9 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from passes.approximate.candidate import Candidate, Refusal, Site, Wanted
+from passes.approximate.candidate import Candidate, Later, Refusal, Site, Wanted
 from passes.approximate.products import Product, moments, products
-from passes.approximate.rounding import fitted_codes, output_error, symmetric_scales
+from passes.approximate.rounding import fitted_codes, output_error, rounded, symmetric_scales
 from passes.approximate.substitution import Codes, Substitution
 from passes.calibrate import Recorded
 
@@ -50,21 +50,28 @@ class TransportedScales:
 
     def _of(self, product: Product, site: Site, low: Array, high: Array) -> Candidate:
         source, r, b = reparameterised(low, high)
-        weights = product.weights * r
         gram = moments(product, site.recorded[product.input])
-        mean = site.recorded[product.input].matrix().mean(axis=0)
-        scales = symmetric_scales(weights, 8)
-        codes = (
-            fitted_codes(weights, scales, 8, _moved(gram, mean, r, b)) if gram is not None else np.round(weights / scales[:, None]).astype(np.int8)
-        )
-        approximated = codes * scales[:, None]
-        lost = output_error(product.weights, approximated / r, gram)
-        lost += _rounding(product, source, r, gram)
-        bytes_saved = product.weights.nbytes - codes.nbytes - scales.nbytes - r.nbytes - b.nbytes
-        apply = _Apply(product, source, r, b, product.as_stored(codes), scales, (approximated @ b).astype(np.float32))
+        fitted = Later(lambda: _fitted(product, site, gram, r, b))
+
+        def lost() -> float:
+            codes, scales = fitted()
+            return output_error(product.weights, codes * scales[:, None] / r, gram) + _rounding(product, source, r, gram)
+
+        bytes_saved = 3 * product.weights.size - 4 * len(product.weights) - r.nbytes - b.nbytes
+        apply = _Apply(product, source, r, b, fitted)
         return Candidate(
-            self.name, product.output, frozenset({product.output}), apply, -bytes_saved, unit=((product.input,), product.timed), layer_error=lost
+            self.name, product.output, frozenset({product.output}), apply, -bytes_saved, unit=((product.input,), product.timed), lost=Later(lost)
         )
+
+
+def _fitted(product: Product, site: Site, gram: Array | None, r: Array, b: Array) -> tuple[Array, Array]:
+    """(codes, scales) of W diag(r)."""
+    weights, partners = product.weights * r, product.partners if site.saturating else None
+    scales = symmetric_scales(weights, 8, partners=partners)
+    if gram is None:
+        return rounded(weights, scales, 8, partners), scales
+    mean = site.recorded[product.input].matrix().mean(axis=0)
+    return fitted_codes(weights, scales, 8, _moved(gram, mean, r, b), partners=partners), scales
 
 
 def reparameterised(low: Array, high: Array) -> tuple[Codes, Array, Array]:
@@ -101,20 +108,21 @@ def _candidates(model: ir.Model) -> Iterator[Product]:
 
 
 class _Apply:
-    def __init__(self, product: Product, source: Codes, r: Array, b: Array, weights: Array, scales: Array, offset: Array) -> None:
+    def __init__(self, product: Product, source: Codes, r: Array, b: Array, fitted: Later[tuple[Array, Array]]) -> None:
         self._output, self._input, self._source = product.output, product.input, source
         self._inverse, self._b = (1 / r).astype(np.float32), b
-        self._weights, self._scales, self._offset = weights, scales, offset
+        self._as_stored, self._fitted = product.as_stored, fitted
 
     def __call__(self, graph: Substitution) -> None:
-        node = graph.maker(self._output)
+        node, (codes, scales) = graph.maker(self._output), self._fitted()
+        added = (codes * scales[:, None] @ self._b).astype(np.float32)
         moved = graph.once(f"{self._input}~transported", lambda: self._transport(graph))
         node.replace_input_with(0, graph.decoded(moved, self._source))
-        node.replace_input_with(1, graph.decoded_weight(node, self._weights, self._scales, 1, f"{self._output}_weight"))
+        node.replace_input_with(1, graph.decoded_weight(node, self._as_stored(codes), scales, 1, f"{self._output}_weight"))
         old = node.outputs[0]
         reader = next(iter(node.outputs[0].uses()), None)
         assert reader is not None
-        offset = graph.editor.emit(reader.node, "Add", [old, graph.stored(self._offset, f"{self._output}_offset")], dtype=old.dtype, shape=old.shape)
+        offset = graph.editor.emit(reader.node, "Add", [old, graph.stored(added, f"{self._output}_offset")], dtype=old.dtype, shape=old.shape)
         for use in [u for u in old.uses() if u.node is not offset.producer()]:
             use.node.replace_input_with(use.idx, offset)
 

@@ -49,7 +49,7 @@ class TruncatedKernels:
                 bound = largest * float(np.abs(gone).sum(axis=(1, 2)).max())
                 yield Candidate(
                     f"{self.name}-{taps - cut}", product.output, frozenset({product.output}), _Apply(product, cut, front), -gone.size * 4,
-                    unit=((product.input,), product.output), layer_error=float((gone.astype(np.float64) ** 2).sum()) / whole,
+                    unit=((product.input,), product.output), lost=float((gone.astype(np.float64) ** 2).sum()) / whole,
                     bound=f"at most {bound:.3g} at any place, for inputs up to {largest:.3g}",
                 )  # fmt: skip
 
