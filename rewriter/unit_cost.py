@@ -1,6 +1,6 @@
 """The cost table: what the exact part of a graph and its approximate stand-in take here, measured apart from the rest.
 
-Parts that differ only in names and in the values of large weights are measured once. A part that reads or leaves codes is measured on
+One rewrite of parts that differ only in names and in the values of large weights is measured once. A part that reads or leaves codes is measured on
 codes; what it takes to encode and decode a value is measured by the value's shape, and paid on the edge where it happens.
 """
 
@@ -29,6 +29,7 @@ class UnitCosts:
 
     def __init__(self, model: ir.Model, recorded: Mapping[str, Recorded], trials: Trials) -> None:
         self._model, self._recorded, self._trials = model, recorded, trials
+        self._exact: dict[tuple[tuple[str, ...], str], tuple[Example, str]] = {}
         self._known: dict[tuple[str, str], float] = {}
         self._conversions: dict[tuple[int, ...], tuple[float, float]] = {}
 
@@ -37,13 +38,14 @@ class UnitCosts:
         if candidate.unit is None:
             return math.inf
         inputs, output = candidate.unit
-        exact = self._example(self._model, inputs, output)
-        changed, now = _applied(self._model, candidate, output)
-        other = None if now in inputs else self._example(changed, _ports(candidate, inputs), now, candidate, coded=output in candidate.writes)
-        key = kind(exact[0]), kind(other[0]) if other is not None else ""
-        if key not in self._known:
-            idle = {"exact": exact, "other": other or _idle(exact[1][0])}
-            times = self._trials.times(idle)
+        if candidate.unit not in self._exact:
+            part = self._example(self._model, inputs, output)
+            self._exact[candidate.unit] = part, kind(part[0])
+        exact, same = self._exact[candidate.unit]
+        if (key := (candidate.rewrite, same)) not in self._known:
+            changed, now = _applied(self._model, candidate, output)
+            other = None if now in inputs else self._example(changed, _ports(candidate, inputs), now, candidate, coded=output in candidate.writes)
+            times = self._trials.times({"exact": exact, "other": other or _idle(exact[1][0])})
             self._known[key] = times["other"] - times["exact"]
         return self._known[key]
 
