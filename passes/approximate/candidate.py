@@ -7,17 +7,14 @@ anew, says how to edit a copy of the exact graph, and is chosen, or not, by one 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import onnx_ir as ir
 
 from passes.approximate.substitution import Substitution
 from passes.calibrate import Recorded
 from passes.drop_dead import drop_dead
-
-Array = np.ndarray
 
 
 @dataclass(frozen=True)
@@ -65,11 +62,10 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Site:
-    """What ``propose`` sees. ``recorded``: by the name of the value, what calibration saw. ``base``: weights before fine-tuning, by name."""
+    """What ``propose`` sees. ``recorded``: by the name of the value, what calibration saw."""
 
     model: ir.Model
     recorded: Mapping[str, Recorded]
-    base: Mapping[str, Array] = field(default_factory=dict)
 
 
 class Approximation(Protocol):
