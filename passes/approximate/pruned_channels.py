@@ -1,13 +1,23 @@
-"""Structured pruning: hidden channels go, and the layer that reads them is fitted again to make up for it.
+"""Pruning: hidden channels go, and the layer that reads them is fitted again to make up for it.
 
 A hidden tensor h lies between two products, ``h = f(W1 x + b1)`` with f element-wise (and depthwise convolutions), ``y = W2 h + b2``. With only
 the channels S of it, the best W2' on calibration data is the least-squares solution::
 
     min_V E||W2 h - V h_S||²   ->   V = W2 G[:, S] (G[S, S] + e I)⁻¹,    G = E[h hᵀ]
 
-whose loss is ``tr((W2 - V P_S) G (W2 - V P_S)ᵀ)``. Channels are taken away in the order of what they contribute by themselves,
-``||W2[:, c]||² G[c, c]`` (the magnitude criterion, in the metric of the data). Shapes shrink at once: the matrices of both products, and what lies
-between. (Zeros that a model already has are cut by the exact step ``channels/dead-channels``.)
+whose loss is ``tr((W2 - V P_S) G (W2 - V P_S)ᵀ)``. Which channels: of two orders the one that loses less. By what they contribute by themselves,
+``||W2[:, c]||² G[c, c]`` (the magnitude of weights, in the metric of the data); or one after the other, always the one whose loss is least when
+all others are fitted again (optimal brain surgeon, Hassibi and Stork 1993, a channel at a time), with ``H = G + e I`` of the channels that are left::
+
+    loss_c = tr(V_c (H⁻¹)_cc⁻¹ V_cᵀ)        V -> V - V_c (H⁻¹)_cc⁻¹ (H⁻¹)_c:        H⁻¹ -> H⁻¹ - (H⁻¹)_:c (H⁻¹)_cc⁻¹ (H⁻¹)_c:
+
+Of two channels that are the same it takes one away for nothing; by itself either contributes. Shapes shrink at once: the matrices of both
+products, and what lies between. (Zeros that a model already has are cut by the exact step ``channels/dead-channels``.)
+
+Magnitude pruning of single weights has no file of its own: a dense product with zeros in it takes the same time and the same bytes. It gains
+only where whole columns of W2 become zero, or rows of W1 with their biases: hidden channels that nobody reads or makes, which go here. By the
+magnitude of their weights alone, ``||W1[c]|| ||W2[:, c]||``, they would be chosen worse: in MiniLM's feed-forward layers, fitted again alike, a half
+of them loses 1.6 times what the first order loses, and that 1.1 times what the second does.
 """
 
 from __future__ import annotations
@@ -26,6 +36,10 @@ from rewriter.edit import is_op, tensor, uses
 Array = np.ndarray
 PARTS = (0.875, 0.75, 0.5, 0.35, 0.25)
 """Parts of the channels that are kept."""
+BATCH = 32
+"""One channel in so many is looked at together with others for which of them go next."""
+ELIMINATED = 2048
+"""Depth of the second layer up to which channels are taken away one after the other: beyond it a layer takes 5 seconds and more."""
 FEWEST = 16
 """Hidden channels below which a layer is left alone."""
 RIDGE = 1e-2
@@ -70,12 +84,15 @@ class PrunedChannels:
     def _of(self, hidden: Hidden, gram: Array) -> Iterator[Candidate]:
         channels = len(hidden.first.weights)
         taps = hidden.second.weights.shape[1] // channels
-        order = _order(hidden.second.weights, gram, channels, taps)
-        sizes = {max(MULTIPLE, round(part * channels / MULTIPLE) * MULTIPLE) for part in PARTS}
-        for size in sorted(s for s in sizes if s < channels):
-            kept = np.sort(order[:size])
-            columns = (kept[:, None] * taps + np.arange(taps)).reshape(-1)
-            fitted, error = _fitted(hidden.second.weights, gram, columns)
+        rounded = {max(MULTIPLE, round(part * channels / MULTIPLE) * MULTIPLE) for part in PARTS}
+        sizes = sorted(s for s in rounded if s < channels)
+        if not sizes:
+            return
+        orders = [_by_contribution(hidden.second.weights, gram, channels, taps)]
+        if len(gram) <= ELIMINATED:
+            orders.append(_by_elimination(hidden.second.weights, gram, channels, taps, sizes[0]))
+        for size in sizes:
+            kept, fitted, error = min((_kept(hidden.second.weights, gram, order[:size], taps) for order in orders), key=lambda k: k[2])
             saved = (channels - size) * (hidden.first.weights.shape[1] + len(fitted) * taps) * 4
             covers = frozenset(v.name or "" for n in hidden.between for v in n.outputs) | {hidden.first.output, hidden.second.output}
             yield Candidate(
@@ -84,18 +101,86 @@ class PrunedChannels:
             )  # fmt: skip
 
 
-def _order(weights: Array, gram: Array, channels: int, taps: int) -> Array:
-    """Channels by what they contribute, the largest first."""
+def _by_contribution(weights: Array, gram: Array, channels: int, taps: int) -> Array:
+    """Channels by what they contribute by themselves, the largest first."""
     blocks = weights.reshape(len(weights), channels, taps)
-    moments_of = gram.reshape(channels, taps, channels, taps)
-    own = np.stack([moments_of[c, :, c, :] for c in range(channels)])
+    own = np.einsum("ctcs->cts", gram.reshape(channels, taps, channels, taps))
     return np.argsort(-np.einsum("oct,cts,ocs->c", blocks, own, blocks), kind="stable")
+
+
+def _by_elimination(weights: Array, gram: Array, channels: int, taps: int, least: int) -> Array:
+    """Channels, those that go first last, until ``least`` are left.
+
+    The cheapest few are taken out of their own part of H⁻¹ one by one, as long as they cost no more than others did, and of the whole at once.
+    """
+    left, inverse = weights.astype(np.float64), np.linalg.inv(_damped(gram))
+    alive, gone = np.arange(channels), np.zeros(0, np.int64)
+    while len(alive) > least:
+        batch = max(4, len(alive) // BATCH)
+        costs = _costs(left, inverse, taps)
+        cheapest = np.argsort(costs, kind="stable")
+        bound = float(costs[cheapest[batch]]) if batch < len(alive) else np.inf
+        among = _columns(cheapest[:batch], taps)
+        picked = _cheapest(left[:, among], inverse[np.ix_(among, among)], taps, bound, min(batch, len(alive) - least))
+        out = cheapest[picked]
+        left, inverse = _without(left, inverse, _columns(out, taps))
+        gone = np.append(gone, alive[out])
+        alive = np.delete(alive, out)
+    return np.concatenate([alive, gone[::-1]])
+
+
+def _cheapest(left: Array, inverse: Array, taps: int, bound: float, most: int) -> list[int]:
+    """Which of these few channels go, in order: those that cost at most ``bound``, and in any case a quarter of them."""
+    alive, gone = list(range(left.shape[1] // taps)), list[int]()
+    fewest = max(1, len(alive) // 4)
+    while len(gone) < most:
+        costs = _costs(left, inverse, taps)
+        place = int(np.argmin(costs))
+        if costs[place] > bound and len(gone) >= fewest:
+            break
+        left, inverse = _without(left, inverse, _columns(np.array([place]), taps))
+        gone.append(alive.pop(place))
+    return gone
+
+
+def _costs(left: Array, inverse: Array, taps: int) -> Array:
+    """What each channel's removal loses: tr(V_c (H⁻¹)_cc⁻¹ V_cᵀ)."""
+    count = left.shape[1] // taps
+    blocks = inverse.reshape(count, taps, count, taps)
+    own = np.einsum("ctcs->cts", blocks)
+    read = left.reshape(-1, count, taps).transpose(1, 2, 0)
+    return np.asarray(np.sum(read * np.linalg.solve(own, read), axis=(1, 2)))
+
+
+def _without(left: Array, inverse: Array, columns: Array) -> tuple[Array, Array]:
+    """V and H⁻¹ when these columns are gone and the others fitted again."""
+    step = np.linalg.solve(inverse[np.ix_(columns, columns)], inverse[columns])
+    left, inverse = left - left[:, columns] @ step, inverse - inverse[:, columns] @ step
+    stay = np.delete(np.arange(len(inverse)), columns)
+    return left[:, stay], inverse[np.ix_(stay, stay)]
+
+
+def _columns(channels: Array, taps: int) -> Array:
+    """Where a channel's weights stand."""
+    return np.asarray((channels[:, None] * taps + np.arange(taps)).reshape(-1))
+
+
+def _damped(gram: Array) -> Array:
+    """G + e I"""
+    damped = gram.astype(np.float64)
+    damped[np.diag_indices_from(damped)] += RIDGE * float(np.mean(np.diag(damped))) + 1e-12
+    return damped
+
+
+def _kept(weights: Array, gram: Array, channels: Array, taps: int) -> tuple[Array, Array, float]:
+    """(the channels in their order, the weights that read them, the part of the output's energy that is lost)"""
+    kept = np.sort(channels)
+    return kept, *_fitted(weights, gram, _columns(kept, taps))
 
 
 def _fitted(weights: Array, gram: Array, columns: Array) -> tuple[Array, float]:
     """The best weights on those columns only, and the part of the output's energy that is lost."""
-    inner = gram[np.ix_(columns, columns)].copy()
-    inner[np.diag_indices_from(inner)] += RIDGE * float(np.mean(np.diag(inner))) + 1e-12
+    inner = _damped(gram[np.ix_(columns, columns)])
     wide = weights.astype(np.float64)
     fitted = np.linalg.solve(inner, (wide @ gram[:, columns]).T).T
     left = wide.copy()
