@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 from onnx_text import parse, run_ort
 
+import rewriter
 from passes.approximate import pruned_channels
 from passes.approximate.binary_codes import BinaryCodes, binary_codes, by_tables
 from passes.approximate.candidate import Approximation, Candidate, Refusal, Site, substituted
@@ -322,10 +323,16 @@ def test_attention_on_8_bits_and_its_parts_together() -> None:
         want, got = (run_ort(m, feeds[0])[0] for m in (ir.to_proto(exact), proto))
         assert np.linalg.norm(got - want) < 0.03 * np.linalg.norm(want)
         assert [n.op_type for n in proto.graph.node].count("QuantizeLinear") == 4
+        again = rewriter.optimize(proto).model
+        assert np.linalg.norm(run_ort(again, feeds[0])[0] - got) < 1e-3 * np.linalg.norm(want), "the exact search keeps what it is given"
+        assert [n.op_type for n in again.graph.node].count("QuantizeLinear") == 4
     probabilities = next(c for c in found if c.site == "y")
     (logarithms,) = candidates(Log2Softmax(), exact, feeds)
     assert probabilities.covers & logarithms.covers == {"y"}
     assert probabilities.layer_error < logarithms.layer_error
+    proto = applied(exact, logarithms)
+    got, again = (run_ort(m, feeds[0])[0] for m in (proto, rewriter.optimize(proto).model))
+    assert np.linalg.norm(again - got) < 1e-3 * np.linalg.norm(got)
 
 
 def test_samples_of_values_that_were_recorded_together_are_of_the_same_inputs() -> None:
