@@ -16,8 +16,8 @@ products, and what lies between. (Zeros that a model already has are cut by the 
 
 Magnitude pruning of single weights has no file of its own: a dense product with zeros in it takes the same time and the same bytes. It gains
 only where whole columns of W2 become zero, or rows of W1 with their biases: hidden channels that nobody reads or makes, which go here. By the
-magnitude of their weights alone, ``||W1[c]|| ||W2[:, c]||``, they would be chosen worse: in MiniLM's feed-forward layers, fitted again alike, a half
-of them loses 1.6 times what the first order loses, and that 1.1 times what the second does.
+magnitude of their weights alone, ``||W1[c]|| ||W2[:, c]||``, they would be chosen worse: in the first two feed-forward layers of MiniLM, fitted
+again alike, a half of them loses 1.6 times what the first order loses, and that 1.1 times what the second does.
 """
 
 from __future__ import annotations
