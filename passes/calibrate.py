@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -58,6 +58,12 @@ class Recorded:
     def moments(self) -> Array | None:
         """The mean of x xᵀ."""
         return None if self.gram is None or not self.rows else self.gram / self.rows
+
+
+def aligned(*recorded: Recorded) -> Iterator[tuple[Array, ...]]:
+    """Samples of values that were recorded together, one of each: those of inputs of which all were kept."""
+    steps = [max(r._stride for r in recorded) // r._stride for r in recorded]
+    yield from zip(*(r.samples[::step] for r, step in zip(recorded, steps, strict=True)), strict=False)
 
 
 Runner = Callable[[ir.Model, Sequence[Feed]], list[list[Array]]]

@@ -14,18 +14,22 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 from onnx_text import parse, run_ort
 
+import rewriter
 from backends.instructions import saturating
+from passes.approximate import pruned_channels
 from passes.approximate.binary_codes import BinaryCodes, binary_codes, by_tables
 from passes.approximate.candidate import Approximation, Candidate, Refusal, Site, substituted
 from passes.approximate.few_levels import FewLevels, gaussian_levels, low_bit, ternary
+from passes.approximate.int8_activations import DEEPEST, Int8Activations
 from passes.approximate.int8_products import Int8Products
 from passes.approximate.linear_attention import LinearAttention
+from passes.approximate.log2_softmax import Log2Softmax, log_codes, powers
 from passes.approximate.products import products
 from passes.approximate.pruned_channels import PrunedChannels
 from passes.approximate.rounding import activation_codes, fitted_codes, output_error, rounded, symmetric_scales
 from passes.approximate.transported_scales import TransportedScales, reparameterised
 from passes.approximate.truncated_kernels import TruncatedKernels
-from passes.calibrate import Feed, record, with_outputs
+from passes.calibrate import Feed, Recorded, aligned, record, with_outputs
 from rewriter.graph import weight_bytes
 from rewriter.infer_onnx import infer
 from zoo.ort import relative
@@ -200,6 +204,184 @@ def test_uneven_channels_lose_less_when_their_scales_move() -> None:
     assert isinstance(refused, Refusal) and "similar ranges" in refused.reason
 
 
+# Products of activations, probabilities (17, 62)
+
+SCORES = """main (float[2,3,13,20] q, float[2,13,3,20] k, float[2,3,13,17] v) => (float[2,3,13,17] y)
+    { t = Transpose<perm=[0,2,3,1]>(k) s = MatMul(q, t) p = Softmax<axis=-1>(s) y = MatMul(p, v) }"""
+PAIRS = {
+    "matrices": ("main (float[33,41] a, float[41,27] b) => (float[33,27] y) { y = MatMul(a, b) }", (33, 41), (41, 27)),
+    "batches": ("main (float[2,1,33,41] a, float[3,41,27] b) => (float[2,3,33,27] y) { y = MatMul(a, b) }", (2, 1, 33, 41), (3, 41, 27)),
+    "rows of one": ("main (float[16,1,41] a, float[16,41,27] b) => (float[16,1,27] y) { y = MatMul(a, b) }", (16, 1, 41), (16, 41, 27)),
+    "depth of one": ("main (float[133,1] a, float[1,127] b) => (float[133,127] y) { y = MatMul(a, b) }", (133, 1), (1, 127)),
+    "turned": ("main (float[5,33,41] a, float[27,5,41] b) => (float[5,33,27] y) { t = Transpose<perm=[1,2,0]>(b) y = MatMul(a, t) }", (5, 33, 41), (27, 5, 41)),
+    "turned for others, too": (
+        "main (float[33,41] a, float[27,41] b) => (float[33,27] y, float[41,27] z) { t = Transpose<perm=[1,0]>(b) y = MatMul(a, t) z = Relu(t) }", (33, 41), (27, 41),
+    ),
+}  # fmt: skip
+
+
+def integer_product(a: Array, b: Array) -> Array:
+    """s_a s_b (q_a·q_b - z_a Σ q_b - z_b Σ q_a + n z_a z_b), in whole numbers and float64."""
+    ca, cb = (activation_codes(x.ravel(), float(x.min()), float(x.max())) for x in (a, b))
+    qa, qb = (np.clip(np.round(x / np.float32(c.scale)) + c.zero, 0, 255).astype(np.int64) for x, c in ((a, ca), (b, cb)))
+    sums = qa @ qb - ca.zero * qb.sum(-2, keepdims=True) - cb.zero * qa.sum(-1, keepdims=True) + a.shape[-1] * ca.zero * cb.zero
+    return np.asarray(ca.scale * cb.scale * sums)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_products_of_activations_are_integer_products(name: str) -> None:
+    """Both forms, against the formula; the shift of a's mean makes its zero point matter."""
+    body, left, right = PAIRS[name]
+    exact, feed = model(body), {"a": normal(*left) + np.float32(1.5), "b": normal(*right, scale=3.0) - np.float32(0.5)}
+    found = candidates(Int8Activations(), exact, [feed])
+    assert [c.rewrite for c in found] == ["quantise/int8-activations", "quantise/int8-activations-integers"]
+    b = feed["b"] if "turned" not in name else feed["b"].transpose(1, 2, 0) if feed["b"].ndim == 3 else feed["b"].T
+    want, real = integer_product(feed["a"], b), feed["a"].astype(np.float64) @ b
+    share = np.sum((want - real) ** 2) / np.sum(real**2)
+    for candidate in found:
+        proto = applied(exact, candidate)
+        assert relative(run_ort(proto, feed)[0], want) < 1e-5, candidate.rewrite
+        assert np.isclose(candidate.layer_error, share, rtol=1e-3)
+        alone = "too" not in name
+        assert candidate.reads == {"a", "b" if alone else "t"} and candidate.bytes == 0
+        turns = [n.input[0] for n in proto.graph.node if n.op_type == "Transpose"]
+        assert len(turns) == ("turned" in name)
+        if turns and "integers" in candidate.rewrite:
+            makers = [n.op_type for n in proto.graph.node if turns[0] in n.output]
+            assert makers == (["QuantizeLinear"] if alone else []), "codes are moved, where nobody else reads the moved numbers"
+
+
+def test_a_product_with_itself_has_one_quantiser() -> None:
+    exact, feed = model("main (float[33,33] a) => (float[33,33] y) { y = MatMul(a, a) }"), {"a": normal(33, 33)}
+    for candidate in candidates(Int8Activations(), exact, [feed]):
+        proto = applied(exact, candidate)
+        assert [n.op_type for n in proto.graph.node].count("QuantizeLinear") == 1 and candidate.unit == (("a",), "y")
+        assert relative(run_ort(proto, feed)[0], integer_product(feed["a"], feed["a"])) < 1e-5
+
+
+def test_large_codes_side_by_side_do_not_saturate() -> None:
+    """All codes are the largest: sums of two products of unsigned and signed bytes would not fit 16 bits."""
+    exact = model("main (float[16,64] a, float[64,16] b) => (float[16,16] y) { y = MatMul(a, b) }")
+    feed = {"a": np.ones((16, 64), np.float32), "b": np.ones((64, 16), np.float32)}
+    for candidate in candidates(Int8Activations(), exact, [feed]):
+        np.testing.assert_allclose(run_ort(applied(exact, candidate), feed)[0], 64.0, rtol=1e-5)
+
+
+def test_products_of_activations_that_stay() -> None:
+    text = "main (float[3,4] a, float[4,5] b) => (float[3,5] y) { y = MatMul(a, b) }"
+    assert not proposed(Int8Activations(), model(text), [{"a": normal(3, 4), "b": normal(4, 5)}]), "too small"
+    assert not proposed(Int8Activations(), model(LINEAR, w=normal(32, 24)), inputs(8, 32)), "weights are for quantise/int8"
+    deep = DEEPEST + 1
+    text = f"main (float[1,{deep}] a, float[{deep},1] b) => (float[1,1] y) {{ y = MatMul(a, b) }}"
+    (found,) = proposed(Int8Activations(), model(text), [{"a": normal(1, deep), "b": normal(deep, 1)}])
+    assert isinstance(found, Refusal) and "do not fit 32 bits" in found.reason
+    text = "main (float[33,41] a, float[41,27] b) => (float[33,27] y) { y = MatMul(a, b) }"
+    (found,) = proposed(Int8Activations(), model(text), [{"a": normal(33, 41) + np.float32(np.inf), "b": normal(41, 27)}])
+    assert isinstance(found, Refusal) and "infinite" in found.reason
+
+
+def scores(scale: float = 1.0) -> Feed:
+    return {"q": normal(2, 3, 13, 20, scale=scale), "k": normal(2, 13, 3, 20), "v": normal(2, 3, 13, 17)}
+
+
+def softmax(x: Array) -> Array:
+    e = np.exp(x.astype(np.float64) - x.max(-1, keepdims=True))
+    return np.asarray(e / e.sum(-1, keepdims=True))
+
+
+LONG = """main (float[5,20] q, float[20,301] k, float[301,17] v) => (float[5,17] y)
+    { s = MatMul(q, k) p = Softmax(s) y = MatMul(p, v) }"""
+
+
+@pytest.mark.parametrize("scale", [0.02, 0.3, 3.0])
+def test_probabilities_are_written_as_powers_of_the_square_root_of_two(scale: float) -> None:
+    """The paper's q = clamp(round(-2 log2(p / s))), s 2^(-q/2), and nothing for what lies beyond; s comes from the data, and what is later
+    larger than it is s."""
+    exact, feeds = model(LONG), [{"q": normal(5, 20, scale=scale), "k": normal(20, 301), "v": normal(301, 17)} for _ in range(6)]
+    (found,) = candidates(Log2Softmax(), exact, feeds)
+    proto = applied(exact, found)
+    zero = next(int(numpy_helper.to_array(w)) for w in proto.graph.initializer if w.name.startswith("zero"))
+    assert (zero > 15) == (scale < 1), "where all of 301 probabilities are small, so is the scale"
+    s, losses = 2.0 ** ((15 - zero) / 2), []
+    for feed in (*feeds, feeds[0] | {"q": 20 * feeds[0]["q"]}):
+        p = np.maximum(softmax(feed["q"] @ feed["k"]), 1e-300)
+        q = np.round(-2 * np.log2(p / s))
+        ties = np.abs(np.abs(-2 * np.log2(p / s) - q) - 0.5) < 1e-4
+        want = s * 2.0 ** (-np.maximum(q, 0) / 2) * (q <= 14)
+        assert len(np.unique(want)) <= 16, "four bits"
+        slack = (np.where(ties, want, 0) @ np.abs(feed["v"])) + 1e-5
+        assert (np.abs(run_ort(proto, feed)[0] - want @ feed["v"].astype(np.float64)) <= slack).all()
+        losses.append(np.sum((want @ feed["v"] - p @ feed["v"]) ** 2) / np.sum((p @ feed["v"]) ** 2))
+    assert 0.5 * min(losses[:4]) < found.layer_error < 2 * max(losses[:4])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 30), st.integers(0, 10_000))
+def test_codes_to_the_base_of_the_root_are_codes_to_the_base_two(shift: int, seed: int) -> None:
+    """2^(-⌈q/2⌉) (1 + (q mod 2)(√2 - 1)) is 2^(-q/2), and no probability is off by more than half a step but for those that are cut off."""
+    p = np.append(np.random.default_rng(seed).random(200) ** 4, [0.0, 1.0])
+    codes = log_codes(p, shift)
+    q = 15 - codes.astype(int)
+    np.testing.assert_allclose(powers(codes, shift), np.where(q < 15, 2.0 ** (-(q + shift) / 2), 0), rtol=1e-12)
+    inside = (p <= 2 ** (-shift / 2)) & (p >= 2 ** (-(14 + shift) / 2))
+    ratio = powers(codes, shift)[inside] / p[inside]
+    assert ((ratio <= 2**0.25 + 1e-9) & (ratio >= 2**-0.25 - 1e-9)).all()
+
+
+def test_masked_probabilities_stay_zero() -> None:
+    """A token that a mask excludes weighs nothing, whether the mask is -inf or just large."""
+    for cut in (-np.inf, -1e9):
+        mask = np.triu(np.full((13, 13), cut, np.float32), 1)
+        exact = model(SCORES.replace("p = Softmax<axis=-1>(s)", "m = Add(s, mask) p = Softmax<axis=-1>(m)"), mask=mask)
+        feed = scores(0.05)
+        (found,) = candidates(Log2Softmax(), exact, [feed])
+        other = feed | {"v": feed["v"].copy()}
+        other["v"][:, :, 1:] = 1e6
+        first, second = (run_ort(applied(exact, found), f)[0] for f in (feed, other))
+        assert np.isfinite(first).all()
+        np.testing.assert_array_equal(first[:, :, 0], second[:, :, 0])
+
+
+def test_probabilities_that_something_else_reads_stay() -> None:
+    shared = SCORES.replace("y) {", "y) {").replace("=> (float[2,3,13,17] y)", "=> (float[2,3,13,17] y, float[2,3,13,13] p)")
+    (found,) = proposed(Log2Softmax(), model(shared), [scores()])
+    assert isinstance(found, Refusal) and "another reader" in found.reason
+    assert not proposed(Log2Softmax(), model("main (float[3,4] x) => (float[3,4] y) { y = Softmax(x) }"), inputs(3, 4))
+
+
+def test_attention_on_8_bits_and_its_parts_together() -> None:
+    """Scores and values, with keys moved as codes; the two kinds for the values exclude each other."""
+    exact, feeds = model(SCORES), [scores(0.3) for _ in range(4)]
+    found = candidates(Int8Activations(), exact, feeds)
+    assert {c.site for c in found} == {"s", "y"}
+    for kind in ("quantise/int8-activations", "quantise/int8-activations-integers"):
+        both = [c for c in found if c.rewrite == kind]
+        proto = applied(exact, *both)
+        want, got = (run_ort(m, feeds[0])[0] for m in (ir.to_proto(exact), proto))
+        assert np.linalg.norm(got - want) < 0.03 * np.linalg.norm(want)
+        assert [n.op_type for n in proto.graph.node].count("QuantizeLinear") == 4
+        again = rewriter.optimize(proto).model
+        assert np.linalg.norm(run_ort(again, feeds[0])[0] - got) < 1e-3 * np.linalg.norm(want), "the exact search keeps what it is given"
+        assert [n.op_type for n in again.graph.node].count("QuantizeLinear") == 4
+    probabilities = next(c for c in found if c.site == "y")
+    (logarithms,) = candidates(Log2Softmax(), exact, feeds)
+    assert probabilities.covers & logarithms.covers == {"y"}
+    assert probabilities.layer_error < logarithms.layer_error
+    proto = applied(exact, logarithms)
+    got, again = (run_ort(m, feeds[0])[0] for m in (proto, rewriter.optimize(proto).model))
+    assert np.linalg.norm(again - got) < 1e-3 * np.linalg.norm(got)
+
+
+def test_samples_of_values_that_were_recorded_together_are_of_the_same_inputs() -> None:
+    few, many = Recorded(), Recorded()
+    for k in range(40):
+        few.add(np.full(3, k, np.float32), gram=False)
+        many.add(np.full(1 << 18, k, np.float32), gram=False)
+    assert len(many.samples) < len(few.samples)
+    pairs = list(aligned(few, many))
+    assert len(pairs) == len(many.samples) and all(a[0] == b[0] for a, b in pairs)
+
+
 # Binary codes (18)
 
 
@@ -326,6 +508,81 @@ def test_channels_that_others_can_stand_for_go_for_nothing(name: str) -> None:
     half = next(c for c in candidates(PrunedChannels(), exact, feeds) if c.rewrite == "prune/channels-75%")
     assert lost(exact, half, feeds[5]) < 0.25
     assert ir.from_proto(applied(exact, half)).graph.num_nodes() == exact.graph.num_nodes()
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_one_of_two_equal_channels_goes(name: str) -> None:
+    """By what they contribute both would stay or both go; with half of them all that was there is still there."""
+    body, first, second, shape = HIDDEN[name]
+    w, b, v = normal(*first, scale=0.4), normal(64), normal(*second)
+    extra = {"e": normal(64, 1, 3, 3)} if name == "conv" else {}
+    for array, where in ((w, 0 if name == "conv" else 1), (b, 0), *((e, 0) for e in extra.values())):
+        half = np.moveaxis(array, where, 0)
+        half[32:] = half[:32]
+    exact = model(body, w=w, b=b, v=v, **extra)
+    feeds = inputs(*shape, count=64)
+    half = next(c for c in candidates(PrunedChannels(), exact, feeds) if c.rewrite == "prune/channels-50%")
+    assert half.layer_error < 2e-3 and lost(exact, half, feeds[5]) < 0.06, "the ridge's"
+    proto = applied(exact, half)
+    assert half.bytes == weight_bytes(ir.from_proto(proto)) - weight_bytes(exact) + 4 * 32 * (1 + 9 * len(extra)), "biases and depthwise kernels apart"
+
+
+def least_loss(weights: Array, h: Array, columns: Array) -> float:
+    """tr((W - V P) H (W - V P)ᵀ) of the best V on those columns, by least squares on a root of H."""
+    root = np.linalg.cholesky(h).T
+    v = np.linalg.lstsq(root[:, columns], root @ weights.T.astype(np.float64), rcond=None)[0]
+    return float(np.sum((root @ weights.T - root[:, columns] @ v) ** 2))
+
+
+@pytest.mark.parametrize("taps", [1, 3])
+@pytest.mark.parametrize("outputs", [1, 7])
+def test_what_a_channel_costs_is_what_its_removal_loses(taps: int, outputs: int) -> None:
+    """And weights and inverse afterwards are those of the problem without it."""
+    weights, x = normal(outputs, 11 * taps), correlated(200, 11 * taps + 1)[:, 1:].astype(np.float64)
+    h = pruned_channels._damped(x.T @ x / len(x))
+    costs = pruned_channels._costs(weights.astype(np.float64), np.linalg.inv(h), taps)
+    columns = np.arange(11 * taps)
+    without = [np.delete(columns, np.arange(c * taps, (c + 1) * taps)) for c in range(11)]
+    np.testing.assert_allclose(costs, [least_loss(weights, h, kept) for kept in without], rtol=1e-6)
+    gone = pruned_channels._columns(np.array([4, 7]), taps)
+    kept = np.delete(columns, gone)
+    left, inverse = pruned_channels._without(weights.astype(np.float64), np.linalg.inv(h), gone)
+    np.testing.assert_allclose(inverse, np.linalg.inv(h[np.ix_(kept, kept)]), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(left, np.linalg.solve(h[np.ix_(kept, kept)], h[kept] @ weights.T.astype(np.float64)).T, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("taps", [1, 2])
+def test_channels_go_in_the_order_that_costs_least(taps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other, each the cheapest of all that are left, by solving every least-squares problem; and not much worse in batches."""
+    weights, x = normal(5, 13 * taps), correlated(400, 13 * taps).astype(np.float64)
+    gram = x.T @ x / len(x)
+    h = pruned_channels._damped(gram)
+    alive, gone = list(range(13)), []
+    while len(alive) > 4:
+        cost = {c: least_loss(weights, h, pruned_channels._columns(np.array([k for k in alive if k != c]), taps)) for c in alive}
+        gone.append(min(alive, key=lambda c: cost[c]))
+        alive.remove(gone[-1])
+    quick = pruned_channels._by_elimination(weights, gram, 13, taps, 4)
+    monkeypatch.setattr(pruned_channels, "BATCH", 1)
+    order = pruned_channels._by_elimination(weights, gram, 13, taps, 4)
+    assert sorted(order) == sorted(quick) == list(range(13))
+    assert list(order[4:][::-1]) == gone
+    losses = [least_loss(weights, h, pruned_channels._columns(o[:4], taps)) for o in (order, quick)]
+    assert losses[1] < 1.5 * losses[0]
+
+
+def test_pruned_channels_lose_what_they_say_and_no_more_than_by_magnitude() -> None:
+    exact = model(HIDDEN["linear"][0], w=normal(16, 64), b=normal(64), v=normal(64, 12))
+    feeds = inputs(8, 16, count=64)
+    h = np.concatenate([run_ort(ir.to_proto(with_outputs(exact, ["r"])), f)[1] for f in feeds]).astype(np.float64)
+    v, gram = exact.graph.initializers["v"].const_value.numpy().T, h.T @ h / len(h)  # type: ignore[union-attr]
+    magnitude = np.argsort(-np.linalg.norm(v, axis=0) * np.linalg.norm(exact.graph.initializers["w"].const_value.numpy(), axis=0))  # type: ignore[union-attr]
+    found = candidates(PrunedChannels(), exact, feeds)
+    assert [c.rewrite for c in found] == [f"prune/channels-{p}%" for p in (25, 38, 50, 75, 88)]
+    for candidate, size in zip(found, (16, 24, 32, 48, 56), strict=True):
+        both = [[run_ort(m, f)[0] for f in feeds] for m in (ir.to_proto(exact), applied(exact, candidate))]
+        assert np.isclose(np.sum(np.subtract(*both) ** 2.0) / np.sum(np.square(both[0])), candidate.layer_error, rtol=0.01)
+        assert candidate.layer_error <= pruned_channels._kept(v, gram, magnitude[:size], 1)[2] * 1.001
 
 
 def attention(masked: bool = False) -> ir.Model:

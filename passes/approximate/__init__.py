@@ -10,8 +10,10 @@ from passes.approximate.coded_tables import CodedTables
 from passes.approximate.constant_gates import ConstantGates
 from passes.approximate.dropped_blocks import DroppedBlocks
 from passes.approximate.few_levels import FewLevels
+from passes.approximate.int8_activations import Int8Activations
 from passes.approximate.int8_products import Int8Products
 from passes.approximate.linear_attention import LinearAttention
+from passes.approximate.log2_softmax import Log2Softmax
 from passes.approximate.low_rank import LowRank
 from passes.approximate.pruned_channels import PrunedChannels
 from passes.approximate.transported_scales import TransportedScales
@@ -21,7 +23,7 @@ PARTS: tuple[Approximation, ...] = (AveragedExperts(), DroppedBlocks(), Constant
 """Whole parts of a network that go or become simpler. They stand in few places, and are always tried."""
 SIZES: tuple[Approximation, ...] = (PrunedChannels(), LowRank())
 """Smaller matrices, wherever there is one: tried where fewer bits leave much of the budget."""
-NUMBERS: tuple[Approximation, ...] = (Int8Products(), TransportedScales(), BlockwiseWeights())
+NUMBERS: tuple[Approximation, ...] = (Int8Products(), Int8Activations(), TransportedScales(), BlockwiseWeights(), Log2Softmax())
 """The same operators on numbers of fewer bits."""
 BYTES: tuple[Approximation, ...] = (CodedTables(), BinaryCodes(), FewLevels())
 """Weights that are unpacked when they are read: they save no time, and compete where bytes count."""

@@ -7,17 +7,15 @@ anew, says how to edit a copy of the exact graph, and is chosen, or not, by one 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-import numpy as np
 import onnx_ir as ir
 
 from passes.approximate.substitution import Substitution
 from passes.calibrate import Recorded
 from passes.drop_dead import drop_dead
 
-Array = np.ndarray
 T = TypeVar("T")
 
 
@@ -95,12 +93,11 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Site:
-    """What ``propose`` sees. ``recorded``: by the name of the value, what calibration saw. ``base``: weights before fine-tuning, by name.
-    ``saturating``: integer products here add pairs in 16 bits, which saturate (x86 without VNNI)."""
+    """What ``propose`` sees. ``recorded``: by the name of the value, what calibration saw. ``saturating``: integer products here add pairs in
+    16 bits, which saturate (x86 without VNNI)."""
 
     model: ir.Model
     recorded: Mapping[str, Recorded]
-    base: Mapping[str, Array] = field(default_factory=dict)
     saturating: bool = False
 
 

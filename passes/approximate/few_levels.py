@@ -4,7 +4,9 @@ Low bits (16, as the authors' code): ``W ≈ std(W) Q((W - mean) / std) + mean``
 (Lloyd and Max; for one bit ±0.798). Ternary (60, ComPEFT): the largest k of ``|τ|`` keep their signs, ``τ ≈ a g`` with g in {-1, 0, 1}; a by
 least squares on what the layer makes of its inputs, ``a = <W X, g X> / <g X, g X>``, and k from a grid by the same error. Both are stored as codes of
 1, 2 or 4 bits and a table, and unpacked when the model runs. Meant for adapters and differences to a base model, whose products are small beside
-the rest; other matrices may compete, and what is measured decides.
+the rest; other matrices may compete, and what is measured decides. A difference has to stand in the graph as a weight of its own. That of a merged
+layer to the checkpoint that it was trained from is not looked for: ``W0`` and a ternary ``τ`` take more bytes than ``W0 + τ`` (60 saves what is sent
+to where ``W0`` is already, and nothing else of an artefact reads it).
 """
 
 from __future__ import annotations

@@ -5,13 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from backends import onnxruntime
 from papers.fixture import Outcome, Paper, awake, each, has, normal, right, through
+from passes.approximate.candidate import Candidate, Site, substituted
+from passes.approximate.log2_softmax import Log2Softmax
+from passes.calibrate import record as recording
+from passes.calibrate import with_outputs
 
-PAPER = Paper(62, "one scale and an integer zero point for the tensor, every code as before; fractional zero points are left alone")
+PAPER = Paper(
+    62, "one scale and an integer zero point for the tensor, every code as before; fractional zero points are left alone; "
+    "under a budget, probabilities in 4 bits as powers of the square root of two",
+)  # fmt: skip
 WIDTH, OUTPUTS, LEVELS, ROWS = 16, 12, 255, 40
 
 
@@ -108,6 +117,44 @@ def test_powers_of_the_square_root_of_two_are_right() -> None:
     outcome = through("torch", awake(LogSqrt2()), (normal(6, ROWS), normal(ROWS, WIDTH, seed=2)))
     right(outcome)
     has(outcome, Round=1)
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.v = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, scores: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return scores.softmax(-1) @ self.v(x)
+
+
+class AttentionByEinsum(Attention):
+    def forward(self, scores: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        v = torch.einsum("ti,oi->to", x, self.v.weight) + self.v.bias
+        return torch.einsum("qt,to->qo", torch.softmax(scores, 1), v)
+
+
+@each(plain=Attention, einsum=AttentionByEinsum)
+def test_attention_is_quantised_as_the_paper_does_it(module: Any, door: str) -> None:
+    """Within a budget, probabilities become the authors' powers: beyond the last one, which is one short of theirs here, there is nothing."""
+    network, kind = awake(module()), Log2Softmax()
+    exact = through(door, network, (normal(6, ROWS), normal(ROWS, WIDTH, seed=2)))
+    graph = exact.result.ir_model
+    names, ports = sorted(kind.wants(graph).values), [v.name or "" for v in graph.graph.inputs]
+    probe = onnxruntime.build(ir.to_proto(with_outputs(graph, names)), threads=1)
+    feeds = [dict(zip(ports, (normal(6, ROWS, seed=k).numpy(), normal(ROWS, WIDTH, seed=k).numpy()), strict=True)) for k in range(8)]
+    recorded = recording(graph, names, frozenset(), feeds, lambda feed: list(probe(*feed.values())))
+    (found,) = kind.propose(Site(graph, recorded))
+    assert isinstance(found, Candidate) and found.layer_error < 0.03
+    changed = substituted(graph, [found])
+    zero = next(int(w.const_value.numpy()) for w in changed.graph.initializers.values() if w.name.startswith("zero"))  # type: ignore[union-attr]
+    scores, x = (torch.from_numpy(f) for f in feeds[3].values())
+    s = 2 ** ((15 - zero) / 2)
+    q = torch.round(-2 * torch.log2(scores.double().softmax(-1) / s)).clamp(min=0)
+    a = s * 2 ** -torch.ceil(q / 2) * ((q % 2) * (2**0.5 - 1) + 1) * (q < 15)
+    got = onnxruntime.build(ir.to_proto(changed), threads=1)(scores.numpy(), x.numpy())[0]
+    want = (a @ network.double().v(x.double())).detach().numpy()
+    assert np.abs(got - want).max() < 1e-5 * np.abs(want).max()
 
 
 class SharedNorm(Quantised):
