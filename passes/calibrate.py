@@ -21,7 +21,8 @@ WIDEST = 4096
 class Recorded:
     """What was seen of one value. ``samples``: whole arrays of some inputs, at most ``KEPT`` numbers but for the first.
 
-    ``gram``: the mean of x xᵀ over all rows of the last axis, float64 ``[channels, channels]``, where it was asked for.
+    ``gram``, ``total``: the sums of x xᵀ and of x over all rows of the last axis, float64 ``[channels, channels]`` and ``[channels]``, where
+    they were asked for.
     """
 
     low: float = np.inf
@@ -29,6 +30,7 @@ class Recorded:
     seen: int = 0
     samples: list[Array] = field(default_factory=list)
     gram: Array | None = None
+    total: Array | None = None
     rows: int = 0
     _stride: int = 1
 
@@ -40,6 +42,8 @@ class Recorded:
             rows = array.reshape(-1, array.shape[-1]).astype(np.float32)
             product = (rows.T @ rows).astype(np.float64)
             self.gram = product if self.gram is None else self.gram + product
+            total = rows.sum(axis=0, dtype=np.float64)
+            self.total = total if self.total is None else self.total + total
             self.rows += len(rows)
         if self.seen % self._stride == 0:
             self.samples.append(np.array(array))
@@ -54,6 +58,10 @@ class Recorded:
     def matrix(self) -> Array:
         """All that was kept as rows of the last axis."""
         return np.concatenate([s.reshape(-1, s.shape[-1]) for s in self.samples])
+
+    def mean(self) -> Array | None:
+        """The mean of x, over the rows of ``moments``."""
+        return None if self.total is None or not self.rows else self.total / self.rows
 
     def moments(self) -> Array | None:
         """The mean of x xᵀ."""

@@ -19,11 +19,12 @@ import numpy as np
 import onnx_ir as ir
 
 from backends.instructions import saturating
-from passes.approximate.candidate import Approximation, Candidate, Refusal, Site, substituted, together
+from passes.approximate.candidate import Approximation, Candidate, Refusal, Site, Wanted, substituted, together
 from passes.calibrate import Recorded, record, with_outputs
 from rewriter.budget import Budget
 from rewriter.calibration import CalibrationSet
 from rewriter.choice import Option, Problem, solve
+from rewriter.cut import kind as structure
 from rewriter.errors import BudgetError, RewriterError
 from rewriter.front import correlation, pareto
 from rewriter.graph import weight_bytes
@@ -38,8 +39,8 @@ Plan = Sequence[Sequence[Approximation]]
 
 ROUNDS = 5
 """How often the program is solved and its answer measured."""
-PATIENCE = 240.0
-"""Seconds for measuring candidates one by one; what is left then does not compete."""
+PATIENCE = 120.0
+"""Seconds for measuring candidates one by one; what is left then does not compete. After as many no further plan is begun."""
 FITTED = 48
 """Batches that are recorded."""
 SENSED = 4
@@ -145,8 +146,8 @@ class _Work:
         self.exact = self.graph = trials.stored(exact)
         self.exact_bytes = weight_bytes(exact)
         self.lost = Worsening(0.0, 0.0)
-        self.recorded: dict[str, Recorded] = {}
-        self.costs = UnitCosts(self.exact, self.recorded, trials)
+        self.start = time.monotonic()
+        self._sites: dict[int, _Seen] = {}
         names = [v.name or "" for v in exact.graph.inputs]
         first = data.feed(data.measuring[0])
         self.example = list(example) if example is not None else [first[n] for n in names]
@@ -173,12 +174,52 @@ class _Work:
         """The next stage changes this graph."""
         self.graph, self.lost = self.trials.stored(model), lost
 
+    @property
+    def known(self) -> _Seen:
+        """What is known of the graph as it is."""
+        if id(self.graph) not in self._sites:
+            recorded: dict[str, Recorded] = {}
+            self._sites[id(self.graph)] = _Seen(self.graph, recorded, UnitCosts(self.graph, recorded, self.trials))
+        return self._sites[id(self.graph)]
+
+    def seen(self, kinds: Sequence[Approximation]) -> _Seen:
+        """What was recorded, proposed and timed of the graph as it is: kept for every plan that comes to the same graph."""
+        found = self.known
+        wanted = together([k.wants(self.graph) for k in kinds])
+        if not wanted.values | wanted.grams <= found.recorded.keys():
+            found.recorded.update(self._recorded(wanted, found.recorded))
+        return found
+
+    def _recorded(self, wanted: Wanted, known: Mapping[str, Recorded]) -> dict[str, Recorded]:
+        names = sorted((wanted.values | wanted.grams) - known.keys())
+        key = self.trials.load(with_outputs(self.graph, names))
+        inputs = [v.name or "" for v in self.graph.graph.inputs]
+        places = self.data.fitting[:FITTED]
+        try:
+            return record(
+                self.graph, names, wanted.grams, self.data.feeds(places), lambda feed: self.trials.call(key, [feed[n] for n in inputs]),
+                lambda n: self.progress(f"recording batch {n} of {len(places)}"),
+            )  # fmt: skip
+        finally:
+            self.trials.drop(key)
+
     def outputs(self, model: ir.Model, places: Sequence[int]) -> list[list[Array]]:
         return self.trials.outputs(model, self.data.feeds(places))
 
     def substituted(self, candidates: Sequence[Candidate]) -> ir.Model:
         """A copy of the graph with these in it."""
         return substituted(self.graph, candidates)
+
+
+@dataclass
+class _Seen:
+    """Of one graph. ``proposed``: by kind. ``sensed``: by candidate, its error and drift alone."""
+
+    graph: ir.Model
+    recorded: dict[str, Recorded]
+    costs: UnitCosts
+    proposed: dict[str, tuple[list[Candidate], list[Refusal]]] = field(default_factory=dict)
+    sensed: dict[int, tuple[Worsening, float]] = field(default_factory=dict)
 
 
 @dataclass
@@ -203,9 +244,9 @@ def _approximate(work: _Work, plans: Sequence[Plan], again: Callable[[ir.Model],
     best = _Answer()
     tried: list[_Answer] = []
     omitted: list[Refusal] = []
+    work.seen(list(dict.fromkeys(kind for plan in plans for stage in plan for kind in stage)))  # all that is recorded of it, in one pass
     for plan in plans:
-        if best.point is not None and best.point.error.upper > ROOM * work.budget.metric:
-            reason = f"not tried: an answer without it uses {best.point.error.upper / work.budget.metric:.0%} of the budget"
+        if reason := _enough(work, best.point):
             omitted = [Refusal(kind.name, "the whole model", reason) for kind in dict.fromkeys(k for stage in plan for k in stage)]
             break
         work.graph, work.lost = work.exact, Worsening(0.0, 0.0)
@@ -214,6 +255,14 @@ def _approximate(work: _Work, plans: Sequence[Plan], again: Callable[[ir.Model],
         if answer.point is not None and (best.point is None or _better(work, answer.point, best.point)):
             best = answer
     return _Told(work, tried, best, omitted).result()
+
+
+def _enough(work: _Work, best: Point | None) -> str:
+    """Why no other plan is tried after this answer, or nothing."""
+    if best is not None and best.error.upper > ROOM * work.budget.metric:
+        return f"not tried: an answer without it uses {best.error.upper / work.budget.metric:.0%} of the budget"
+    spent = time.monotonic() - work.start
+    return f"not tried: {spent:.0f} seconds had gone by" if spent > PATIENCE else ""
 
 
 def _follow(work: _Work, plan: Plan, again: Callable[[ir.Model], ir.Model], *, alone: bool) -> _Answer:
@@ -248,43 +297,38 @@ def _better(work: _Work, a: Point, b: Point) -> bool:
 
 
 def _proposed(work: _Work, kinds: Sequence[Approximation]) -> tuple[list[Candidate], list[Refusal]]:
-    wanted = together([k.wants(work.graph) for k in kinds])
-    names = sorted(wanted.values | wanted.grams)
-    key = work.trials.load(with_outputs(work.graph, names))
-    inputs = [v.name or "" for v in work.graph.graph.inputs]
-    feeds = work.data.feeds(work.data.fitting[:FITTED])
-    try:
-        recorded = record(
-            work.graph, names, wanted.grams, feeds, lambda feed: work.trials.call(key, [feed[n] for n in inputs]),
-            lambda n: work.progress(f"recording batch {n} of {min(FITTED, len(work.data.fitting))}"),
-        )  # fmt: skip
-    finally:
-        work.trials.drop(key)
-    site = Site(work.graph, recorded, saturating=saturating())
+    seen = work.seen(kinds)
+    site = Site(work.graph, seen.recorded, saturating=saturating())
+    for kind in kinds:
+        if kind.name not in seen.proposed:
+            work.progress(f"proposing {kind.name}")
+            seen.proposed[kind.name] = _proposals(kind, site)
+    found = [seen.proposed[kind.name] for kind in kinds]
+    return [c for candidates, _ in found for c in candidates], [r for _, refusals in found for r in refusals]
+
+
+def _proposals(kind: Approximation, site: Site) -> tuple[list[Candidate], list[Refusal]]:
     candidates: list[Candidate] = []
     refusals: list[Refusal] = []
-    for kind in kinds:
-        work.progress(f"proposing {kind.name}")
-        try:
-            for found in kind.propose(site):
-                if isinstance(found, Candidate):
-                    candidates.append(found)
-                else:
-                    refusals.append(found)
-        except Exception as failure:  # noqa: BLE001 - one kind's failure is not the others'
-            refusals.append(Refusal(kind.name, "the whole model", f"it failed: {type(failure).__name__}: {' '.join(str(failure).split())}"))
-    work.recorded, work.costs = recorded, UnitCosts(work.graph, recorded, work.trials)
+    try:
+        for found in kind.propose(site):
+            if isinstance(found, Candidate):
+                candidates.append(found)
+            else:
+                refusals.append(found)
+    except Exception as failure:  # noqa: BLE001 - one kind's failure is not the others'
+        refusals.append(Refusal(kind.name, "the whole model", f"it failed: {type(failure).__name__}: {' '.join(str(failure).split())}"))
     return candidates, refusals
 
 
 def _measured(work: _Work, candidates: Sequence[Candidate]) -> list[Measured]:
     """Time first, then errors of what could pay, the largest gains first."""
     found: list[Measured] = []
-    for place, candidate in enumerate(candidates):
-        work.progress(f"timing candidate {place + 1} of {len(candidates)}")
+    work.known.costs.measure(candidates, lambda place, count: work.progress(f"timing part {place + 1} of {count}"))
+    for candidate in candidates:
         one = Measured(candidate)
         try:
-            one.latency = work.costs.gain(candidate)
+            one.latency = work.known.costs.gain(candidate)
         except Exception as failure:  # noqa: BLE001 - a candidate that cannot be put in does not compete
             one.reason = f"its part does not run: {type(failure).__name__}: {' '.join(str(failure).split())}"
         if not one.reason and not math.isfinite(one.latency):
@@ -374,17 +418,25 @@ def _sense_family(work: _Work, group: Sequence[Measured]) -> None:
     middle = len(group) // 2
     for known in [*group[middle:], *group[:middle]]:
         try:
-            outputs = work.outputs(work.substituted([known.candidate]), work.sensed.measuring)
+            known.error, known.drift = _alone(work, known.candidate)
         except Exception as failure:  # noqa: BLE001 - a candidate that cannot be put in does not compete
             known.reason = f"the graph with it does not run: {' '.join(str(failure).split())}"
             continue
-        known.error, known.drift = work.quick.worsening(outputs), work.quick.drift(outputs)
         break
     else:
         return
     for one in group:
         if not one.reason:
             _infer(work, one, known)
+
+
+def _alone(work: _Work, candidate: Candidate) -> tuple[Worsening, float]:
+    """The error and the drift of the graph with nothing but this in it."""
+    sensed = work.known.sensed
+    if id(candidate) not in sensed:
+        outputs = work.outputs(work.substituted([candidate]), work.sensed.measuring)
+        sensed[id(candidate)] = work.quick.worsening(outputs), work.quick.drift(outputs)
+    return sensed[id(candidate)]
 
 
 def _infer(work: _Work, one: Measured, known: Measured) -> None:
@@ -407,7 +459,7 @@ def _problem(work: _Work, measured: Sequence[Measured]) -> tuple[Problem, list[i
         for m in (measured[k] for k in places)
     ]
     coded = frozenset().union(*(o.reads | o.writes for o in options))
-    conversions = {v: work.costs.conversion(v) for v in coded}
+    conversions = {v: work.known.costs.conversion(v) for v in coded}
     values = {v.name or "": v for n in work.graph.graph for v in n.outputs} | {v.name or "": v for v in work.graph.graph.inputs}
     readers = {v: [o.name or "" for o in _outputs_of_readers(values[v])] for v in coded}
     enter, leave = ({v: pair[k] for v, pair in conversions.items()} for k in (0, 1))
@@ -455,12 +507,13 @@ class _Search:
             model, point = self._searched_again(taken)
             said = self._verdict(point)
             self.rounds.append({**point.to_dict(), "verdict": said or "accepted"})
+            self._work.progress(f"choosing, round {number + 1}: {said or 'accepted'}")
             if said:
                 self._tighten(taken, point)
                 continue
             if known is None or _better(self._work, point, known):
                 best = model, point
-            if point.error.upper > SLACK * self._bound:
+            if point.error.upper > SLACK * self._bound or time.monotonic() - self._work.start > 2 * PATIENCE:
                 return best
             self._loosen(taken, point)
         if best[1] is None:
@@ -472,12 +525,17 @@ class _Search:
         for codes."""
         plain = self._materialised(taken)
         model = self._again(plain.clone())
-        work = self._work
-        stored = {"after": work.trials.stored(model), "plain": work.trials.stored(plain)}
-        times = work.trials.times({name: (variant, work.example) for name, variant in stored.items()}, turn=0.05)
-        if not work.memory and times["plain"] < SLOWER * times["after"]:
-            return plain, self._point(taken, stored["plain"])
-        return model, self._point(taken, stored["after"])
+        stored, error = self._judged(model)
+        if not error.upper <= self._bound:
+            return model, Point(taken, self.predicted(taken), error, weight_bytes(stored), math.nan)
+        variants = {"after": stored}
+        if not self._work.memory and structure(plain) != structure(model):
+            variants["plain"] = self._work.trials.stored(plain)
+        times = self._times(variants)
+        if times.get("plain", math.inf) < SLOWER * times["after"]:
+            model, times["after"] = plain, times["plain"]
+            stored, error = self._judged(plain)
+        return model, Point(taken, self.predicted(taken), error, weight_bytes(stored), times["after"] / 1e3)
 
     def compared(self, model: ir.Model, point: Point) -> tuple[ir.Model, Point]:
         """The answer, or one for another budget that turns out to be better as a whole and is within this one, too."""
@@ -543,12 +601,23 @@ class _Search:
         model = self._work.substituted([self._measured[self.places[k]].candidate for k in sorted(taken)])
         return ir.external_data.load_to_model(model)
 
-    def _point(self, taken: frozenset[int], stored: ir.Model) -> Point:
+    def _point(self, taken: frozenset[int], model: ir.Model) -> Point:
+        stored, error = self._judged(model)
+        return Point(taken, self.predicted(taken), error, weight_bytes(stored), self._times({"after": stored})["after"] / 1e3)
+
+    def _judged(self, model: ir.Model) -> tuple[ir.Model, Worsening]:
+        """The model as trials take it, and what it loses."""
         work = self._work
-        error = work.judge.worsening(work.outputs(stored, work.data.measuring))
-        times = work.trials.times({"before": (work.graph, work.example), "after": (stored, work.example)}, turn=0.05)
+        stored = work.trials.stored(model)
+        return stored, work.judge.worsening(work.outputs(stored, work.data.measuring))
+
+    def _times(self, variants: Mapping[str, ir.Model]) -> dict[str, float]:
+        """Microseconds of each, beside the graph that this stage began with."""
+        work = self._work
+        work.trials.keep(self._before)
+        times = work.trials.times({"before": (self._before, work.example)} | {n: (m, work.example) for n, m in variants.items()}, turn=0.05)
         self.exact_ms = times["before"] / 1e3
-        return Point(taken, self.predicted(taken), error, weight_bytes(stored), times["after"] / 1e3)
+        return times
 
     def _verdict(self, point: Point) -> str:
         """Why an answer will not do."""
@@ -578,12 +647,17 @@ class _Search:
         self._scale *= max(1.1, lost / left) if math.isfinite(lost) and left > 0 else 4.0
 
     def _disappointed(self, taken: frozenset[int], point: Point) -> None:
-        """The whole gained less than its parts by themselves: so will others of these kinds."""
-        hoped = -sum(self._problem.options[k].latency for k in taken) / 1e3
-        gained = self.exact_ms - point.latency_ms
-        part = min(0.5, max(0.0, gained / hoped)) if hoped > 0 else 0.5
-        for kind in {self._kind(k) for k in taken}:
-            self._hope[kind] = self._hope.get(kind, 1.0) * part
+        """The whole gained less than its parts by themselves: so will others of these kinds. Of several kinds nobody knows which it was: the
+        one that promises most stays, alone."""
+        hoped: dict[str, float] = {}
+        for k in taken:
+            hoped[self._kind(k)] = hoped.get(self._kind(k), 0.0) - self._problem.options[k].latency / 1e3
+        if len(hoped) > 1:
+            self._hope |= dict.fromkeys(hoped.keys() - {max(hoped, key=lambda kind: hoped[kind])}, 0.0)
+            return
+        ((kind, promised),) = hoped.items()
+        part = min(0.5, max(0.0, (self.exact_ms - point.latency_ms) / promised)) if promised > 0 else 0.5
+        self._hope[kind] = self._hope.get(kind, 1.0) * part
 
     def _loosen(self, taken: frozenset[int], point: Point) -> None:
         """The whole lost much less than was predicted: errors count for what they were seen to be, with half as much again for safety."""

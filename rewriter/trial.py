@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import statistics
@@ -35,6 +36,10 @@ class Trials:
         self._timer = self._worker if engine == "onnxruntime" else Worker(engine, threads=threads, timeout=timeout)
         self._threads = threads
         self._numbers = itertools.count()
+        self._kept: dict[int, tuple[ir.Model, str]] = {}
+        self._notes: dict[str, list[str]] = {}
+        self.left: dict[str, str] = {}
+        """Of the last comparison's variants, what the engine leaves to another one, in its words."""
 
     def stored(self, model: ir.Model) -> ir.Model:
         """A copy of the model whose large weights lie in a file of the folder."""
@@ -46,14 +51,23 @@ class Trials:
         path = self._folder / f"{number}.onnx"
         ir.save(model, path)
         try:
-            (worker or self._worker).load(str(number), str(path), options={"threads": self._threads})
+            reply = (worker or self._worker).load(str(number), str(path), options={"threads": self._threads})
+            self._notes[str(number)] = reply["notes"]
         finally:
             path.unlink(missing_ok=True)
         return str(number)
 
+    def keep(self, model: ir.Model) -> None:
+        """Build this variant for timing once, for every comparison in which it stands."""
+        if id(model) not in self._kept:
+            with contextlib.suppress(RewriterError):  # then it does not run in comparisons either
+                self._kept[id(model)] = model, self.load(model, self._timer)
+
     def drop(self, *keys: str, worker: Worker | None = None) -> None:
         """Forget variants."""
         worker = worker or self._worker
+        for key in keys:
+            self._notes.pop(key, None)
         for key in keys if worker.alive else ():
             worker.ask({"do": "drop", "key": key})
 
@@ -72,20 +86,25 @@ class Trials:
 
     def times(self, variants: Mapping[str, tuple[ir.Model, Sequence[Array]]], *, rounds: int = ROUNDS, turn: float = TURN) -> dict[str, float]:
         """Median microseconds of each, in alternating turns; infinite for what does not run."""
-        keys: dict[str, str] = {}
+        keys = {name: self._kept[id(model)][1] for name, (model, _) in variants.items() if id(model) in self._kept}
+        passing: list[str] = []
         taken: dict[str, list[float]] = {name: [] for name in variants}
         for name, (model, _) in variants.items():
+            if name in keys:
+                continue
             try:
                 keys[name] = self.load(model, self._timer)
             except RewriterError:
                 continue
+            passing.append(keys[name])
+        self.left = {name: "; ".join(self._notes[key]) for name, key in keys.items() if self._notes[key]}
         names = list(keys)
         for number in range(rounds + 1):
             for name in names if number % 2 else reversed(names):
                 times = self._turn(keys[name], variants[name][1], turn)
                 if number:  # the first round warms up
                     taken[name] += times[1:] or times
-        self.drop(*keys.values(), worker=self._timer)
+        self.drop(*passing, worker=self._timer)
         return {name: 1e3 * statistics.median(ms) if ms else float("inf") for name, ms in taken.items()}
 
     def _turn(self, key: str, inputs: Sequence[Array], seconds: float) -> list[float]:

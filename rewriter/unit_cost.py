@@ -6,8 +6,9 @@ codes; what it takes to encode and decode a value is measured by the value's sha
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -30,24 +31,69 @@ class UnitCosts:
     def __init__(self, model: ir.Model, recorded: Mapping[str, Recorded], trials: Trials) -> None:
         self._model, self._recorded, self._trials = model, recorded, trials
         self._exact: dict[tuple[tuple[str, ...], str], tuple[Example, str]] = {}
-        self._known: dict[tuple[str, str], float] = {}
+        self._known: dict[tuple[str, str], float | Exception] = {}
         self._conversions: dict[tuple[int, ...], tuple[float, float]] = {}
+
+    def measure(self, candidates: Iterable[Candidate], seen: Callable[[int, int], None] = lambda place, count: None) -> None:
+        """Time what ``gain`` will be asked for. All stand-ins of one exact part are compared at once. ``seen``: which part of how many."""
+        groups: dict[str, dict[str, Candidate]] = {}
+        for candidate in candidates:
+            with contextlib.suppress(Exception):  # ``gain`` will say what is wrong with it
+                if candidate.unit is not None and (key := self._key(candidate)) not in self._known:
+                    groups.setdefault(key[1], {}).setdefault(candidate.rewrite, candidate)
+        for place, group in enumerate(groups.values()):
+            seen(place, len(groups))
+            self._compare(list(group.values()))
 
     def gain(self, candidate: Candidate) -> float:
         """Microseconds more than the exact part (negative: fewer); infinite where the candidate does not run by itself."""
         if candidate.unit is None:
             return math.inf
-        inputs, output = candidate.unit
+        key = self._key(candidate)
+        if key not in self._known:
+            self._compare([candidate])
+        found = self._known[key]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def _key(self, candidate: Candidate) -> tuple[str, str]:
+        """One rewrite of one kind of part takes the same time everywhere."""
+        assert candidate.unit is not None
         if candidate.unit not in self._exact:
-            part = self._example(self._model, inputs, output)
+            part = self._example(self._model, *candidate.unit)
             self._exact[candidate.unit] = part, kind(part[0])
-        exact, same = self._exact[candidate.unit]
-        if (key := (candidate.rewrite, same)) not in self._known:
-            changed, now = _applied(self._model, candidate, output)
-            other = None if now in inputs else self._example(changed, _ports(candidate, inputs), now, candidate, coded=output in candidate.writes)
-            times = self._trials.times({"exact": exact, "other": other or _idle(exact[1][0])})
-            self._known[key] = times["other"] - times["exact"]
-        return self._known[key]
+        return candidate.rewrite, self._exact[candidate.unit][1]
+
+    def _compare(self, candidates: Sequence[Candidate]) -> None:
+        """Time stand-ins of equal parts beside one of these parts."""
+        units = [c.unit for c in candidates if c.unit is not None]
+        variants = {"exact": self._exact[units[0]][0]}
+        for candidate in candidates:
+            try:
+                variants[candidate.rewrite] = self._stand_in(candidate)
+            except Exception as failure:  # noqa: BLE001 - a candidate that cannot be put in does not compete
+                self._known[self._key(candidate)] = failure
+        times = self._trials.times(variants)
+        for candidate in candidates:
+            if candidate.rewrite in times:
+                self._known[self._key(candidate)] = self._left(candidate) or times[candidate.rewrite] - times["exact"]
+
+    def _left(self, candidate: Candidate) -> RewriterError | None:
+        """Where the engine takes the exact part and leaves the other to another engine: by itself that may be faster, but it would cut the
+        graph in pieces, each of them with copies at its ends."""
+        left = self._trials.left
+        if "exact" in left or candidate.rewrite not in left:
+            return None
+        return RewriterError(f"{self._trials.engine} takes the exact part, but not this: {left[candidate.rewrite]}")
+
+    def _stand_in(self, candidate: Candidate) -> Example:
+        assert candidate.unit is not None
+        inputs, output = candidate.unit
+        changed, now = _applied(self._model, candidate, output)
+        if now in inputs:
+            return _idle(self._exact[candidate.unit][0][1][0])
+        return self._example(changed, _ports(candidate, inputs), now, candidate, coded=output in candidate.writes)
 
     def conversion(self, name: str) -> tuple[float, float]:
         """(encode, decode) of a value, in microseconds."""

@@ -16,6 +16,7 @@ from onnx_text import parse, run_ort
 
 import rewriter
 from backends.instructions import saturating
+from passes import calibrate
 from passes.approximate import pruned_channels
 from passes.approximate.binary_codes import BinaryCodes, binary_codes, by_tables
 from passes.approximate.candidate import Approximation, Candidate, Refusal, Site, substituted
@@ -27,7 +28,7 @@ from passes.approximate.log2_softmax import Log2Softmax, log_codes, powers
 from passes.approximate.products import products
 from passes.approximate.pruned_channels import PrunedChannels
 from passes.approximate.rounding import activation_codes, fitted_codes, output_error, rounded, symmetric_scales
-from passes.approximate.transported_scales import TransportedScales, reparameterised
+from passes.approximate.transported_scales import TransportedScales, _moved, reparameterised
 from passes.approximate.truncated_kernels import TruncatedKernels
 from passes.calibrate import Feed, Recorded, aligned, record, with_outputs
 from rewriter.graph import weight_bytes
@@ -202,6 +203,20 @@ def test_uneven_channels_lose_less_when_their_scales_move() -> None:
     even = [{"x": normal(8, 64)} for _ in range(32)]
     (refused,) = proposed(TransportedScales(), exact, even)
     assert isinstance(refused, Refusal) and "similar ranges" in refused.reason
+
+
+def test_moments_of_moved_channels_are_of_all_that_was_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of inputs of which only some are kept, as far from each other as can be."""
+    monkeypatch.setattr(calibrate, "KEPT", 100)
+    rows = [normal(6, 9) + 50 * (k % 3) for k in range(32)]
+    seen = calibrate.Recorded()
+    for array in rows:
+        seen.add(array, gram=True)
+    gram, mean = seen.moments(), seen.mean()
+    assert gram is not None and mean is not None and len(seen.samples) < 8
+    r, b = np.abs(normal(9)) + 0.5, normal(9)
+    moved = np.concatenate(rows).astype(np.float64) / r - b
+    np.testing.assert_allclose(_moved(gram, mean, r, b), moved.T @ moved / len(moved), rtol=1e-5)
 
 
 # Products of activations, probabilities (17, 62)

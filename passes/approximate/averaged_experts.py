@@ -28,6 +28,11 @@ CLOSE = 0.5
 """Spread up to which an average is proposed without gates; independent experts have sqrt(E - 1)."""
 NEAR = 0.9
 """Spread up to which it is worth saying that it was not."""
+FAR = 1.0
+"""Distance of a hidden unit's weights to those of the nearest other one, in its own length, from which on it has no twin in another expert:
+two experts of a spread of ``NEAR`` are 0.95 apart, independent units sqrt(2)."""
+LOOKED = 64
+"""Hidden units that are looked at for that."""
 MOST, FEW = 16, 3
 """Experts that are looked for, and numbers of them that compete."""
 BY_ELEMENT = (
@@ -61,6 +66,8 @@ class AveragedExperts:
 
     def _of_layer(self, layer: WideLayer) -> Iterator[Candidate | Refusal]:
         hidden = layer.first.shape[1]
+        if nearest(layer.first) > FAR:
+            return
         orders = {count: aligned(layer, count) for count in range(2, MOST + 1) if hidden % count == 0}
         spreads = {count: spread([layer.first[:, o] for o in order]) for count, order in orders.items()}
         name, source = layer.output.name or "", layer.input.name or ""
@@ -301,6 +308,17 @@ def _closed(inside: Iterable[ir.Value], makers: set[ir.Node]) -> bool:
         if any(v is not None and v not in values and tensor(v) is None for v in node.inputs):
             return False
     return True
+
+
+def nearest(first: Array) -> float:
+    """How far the nearest other hidden unit is, of ``LOOKED`` units the median. ``first``: [inputs, hidden]."""
+    units = first.T.astype(np.float64)
+    lengths = np.linalg.norm(units, axis=1)
+    places = np.unique(np.linspace(0, len(units) - 1, min(LOOKED, len(units))).astype(int))
+    squares = lengths[places, None] ** 2 + lengths**2 - 2 * units[places] @ units.T
+    squares[np.arange(len(places)), places] = np.inf
+    distances = np.sqrt(np.maximum(squares.min(axis=1), 0)) / np.maximum(lengths[places], 1e-30)
+    return float(np.median(distances))
 
 
 def aligned(layer: WideLayer, count: int) -> list[Array]:

@@ -68,9 +68,9 @@ def _fitted(product: Product, site: Site, gram: Array | None, r: Array, b: Array
     """(codes, scales) of W diag(r)."""
     weights, partners = product.weights * r, product.partners if site.saturating else None
     scales = symmetric_scales(weights, 8, partners=partners)
-    if gram is None:
+    mean = site.recorded[product.input].mean()
+    if gram is None or mean is None:
         return rounded(weights, scales, 8, partners), scales
-    mean = site.recorded[product.input].matrix().mean(axis=0)
     return fitted_codes(weights, scales, 8, _moved(gram, mean, r, b), partners=partners), scales
 
 
