@@ -21,8 +21,8 @@ WIDEST = 4096
 class Recorded:
     """What was seen of one value. ``samples``: whole arrays of some inputs, at most ``KEPT`` numbers but for the first.
 
-    ``gram``, ``total``: the sums of x xᵀ and of x over all rows of the last axis, float64 ``[channels, channels]`` and ``[channels]``, where
-    they were asked for.
+    Where second moments were asked for, over all rows of the last axis: ``gram`` and ``total``, the sums of x xᵀ and of x, float64
+    ``[channels, channels]`` and ``[channels]``; ``least`` and ``most`` of each channel.
     """
 
     low: float = np.inf
@@ -31,6 +31,8 @@ class Recorded:
     samples: list[Array] = field(default_factory=list)
     gram: Array | None = None
     total: Array | None = None
+    least: Array | None = None
+    most: Array | None = None
     rows: int = 0
     _stride: int = 1
 
@@ -40,16 +42,21 @@ class Recorded:
             self.low, self.high = min(self.low, float(array.min())), max(self.high, float(array.max()))
         if gram and array.ndim and array.shape[-1] <= WIDEST:
             rows = array.reshape(-1, array.shape[-1]).astype(np.float32)
-            product = (rows.T @ rows).astype(np.float64)
-            self.gram = product if self.gram is None else self.gram + product
-            total = rows.sum(axis=0, dtype=np.float64)
-            self.total = total if self.total is None else self.total + total
-            self.rows += len(rows)
+            self._add_rows(rows)
         if self.seen % self._stride == 0:
             self.samples.append(np.array(array))
             if len(self.samples) > 1 and sum(s.size for s in self.samples) > KEPT:
                 self.samples, self._stride = self.samples[::2], self._stride * 2
         self.seen += 1
+
+    def _add_rows(self, rows: Array) -> None:
+        product, total = (rows.T @ rows).astype(np.float64), rows.sum(axis=0, dtype=np.float64)
+        least, most = rows.min(axis=0, initial=np.inf), rows.max(axis=0, initial=-np.inf)
+        self.gram = product if self.gram is None else self.gram + product
+        self.total = total if self.total is None else self.total + total
+        self.least = least if self.least is None else np.minimum(self.least, least)
+        self.most = most if self.most is None else np.maximum(self.most, most)
+        self.rows += len(rows)
 
     def numbers(self) -> Array:
         """All that was kept, flat."""

@@ -21,7 +21,6 @@ from passes.approximate.candidate import Candidate, Later, Refusal, Site, Wanted
 from passes.approximate.products import Product, moments, products
 from passes.approximate.rounding import fitted_codes, output_error, rounded, symmetric_scales
 from passes.approximate.substitution import Codes, Substitution
-from passes.calibrate import Recorded
 
 Array = np.ndarray
 LEAST = 4096
@@ -41,7 +40,10 @@ class TransportedScales:
     def propose(self, site: Site) -> Iterator[Candidate | Refusal]:
         for product in _candidates(site.model):
             seen = site.recorded[product.input]
-            low, high = _ranges(seen)
+            if seen.least is None or seen.most is None or not (np.isfinite(seen.least) & np.isfinite(seen.most)).all():
+                yield Refusal(self.name, product.output, "nothing was recorded there")
+                continue
+            low, high = seen.least.astype(np.float64), seen.most.astype(np.float64)
             spread = high - low
             if spread.max(initial=0) < UNEVEN * max(float(np.median(spread)), 1e-30):
                 yield Refusal(self.name, product.output, "its channels have similar ranges: one scale serves them all")
@@ -96,11 +98,6 @@ def _rounding(product: Product, source: Codes, r: Array, gram: Array | None) -> 
         return 0.0
     wide = product.weights.astype(np.float64)
     return float((source.scale**2 / 12) * np.sum((wide * r) ** 2) / max(float(np.sum((wide @ gram) * wide)), 1e-30))
-
-
-def _ranges(seen: Recorded) -> tuple[Array, Array]:
-    rows = seen.matrix()
-    return rows.min(axis=0).astype(np.float64), rows.max(axis=0).astype(np.float64)
 
 
 def _candidates(model: ir.Model) -> Iterator[Product]:
