@@ -53,8 +53,10 @@ SLACK = 0.7
 """An answer that uses less of its bound than this is not the last one."""
 WORTH = 0.1
 """What a unit of drift (the squared normalised error of the outputs) is taken to be worth of any metric at least, until a whole is measured."""
-FRONT = (0.25, 0.5, 2.0)
-"""Parts of the budget for which the last program is solved again, to see what else could be had."""
+FRONT = (0.15, 0.5)
+"""Parts of what the answer is thought to lose, for which the last program is solved again, to see what else could be had."""
+BEYOND = 2.0
+"""And of the budget."""
 SLOWER = 0.98
 """The choice must take less than this part of the exact graph's time, or it is not worth an error."""
 
@@ -191,9 +193,9 @@ class _Work:
         return found
 
     def _recorded(self, wanted: Wanted, known: Mapping[str, Recorded]) -> dict[str, Recorded]:
-        names = sorted((wanted.values | wanted.grams) - known.keys())
-        key = self.trials.load(with_outputs(self.graph, names))
         inputs = [v.name or "" for v in self.graph.graph.inputs]
+        names = sorted((wanted.values | wanted.grams).union(inputs) - known.keys())
+        key = self.trials.load(with_outputs(self.graph, names))
         places = self.data.fitting[:FITTED]
         try:
             return record(
@@ -539,20 +541,20 @@ class _Search:
 
     def compared(self, model: ir.Model, point: Point) -> tuple[ir.Model, Point]:
         """The answer, or one for another budget that turns out to be better as a whole and is within this one, too."""
-        self.points = [point, *self.front()]
+        self.points = [point, *self.front(point)]
         for other in self.points[1:]:
             if not self._verdict(other) and _better(self._work, other, point):
                 model, point = self._materialised(other.chosen), other
         return model, point
 
-    def front(self) -> list[Point]:
+    def front(self, answer: Point) -> list[Point]:
         """What the program answers for other budgets, put into the graph that this stage began with."""
         self._work.graph, self._work.lost = self._before, self._lost
         points: dict[frozenset[int], Point] = {}
-        for part in FRONT:
-            self._work.progress(f"the front: {part:g} of the budget")
-            taken = solve(replace(self._additive(), excluded=()), self._room(part * self._bound))
-            if taken and taken not in points:
+        for bound in (*(part * self.predicted(answer.chosen) for part in FRONT), BEYOND * self._bound):
+            self._work.progress(f"the front: a budget of {bound:.2g}")
+            taken = solve(replace(self._additive(), excluded=()), self._room(bound))
+            if taken and taken != answer.chosen and taken not in points:
                 points[taken] = self._point(taken, self._work.substituted([self._measured[self.places[k]].candidate for k in sorted(taken)]))
         return list(points.values())
 

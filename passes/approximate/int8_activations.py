@@ -32,6 +32,8 @@ LEAST = 1 << 14
 """Multiplications below which a product is left alone: its quantisers would cost more than it."""
 DEEPEST = (2**31 - 1) // 255**2
 """Depth up to which no sum overflows."""
+BETWEEN = ("Add", "Mul", "Div", "Sub", "Where")
+"""What scores go through on their way to the Softmax of attention: scales and masks."""
 SAMPLES = 4
 """Recorded inputs on which the error is computed."""
 
@@ -53,6 +55,7 @@ class _Side:
 class _Pair:
     output: str
     sides: tuple[_Side, _Side]
+    unit: tuple[tuple[str, ...], str]
 
     @property
     def values(self) -> tuple[str, ...]:
@@ -66,7 +69,7 @@ class Int8Activations:
     name = "quantise/int8-activations"
 
     def wants(self, model: ir.Model) -> Wanted:
-        return Wanted(frozenset(name for pair in _pairs(model) for name in (*pair.values, pair.output)))
+        return Wanted(frozenset(name for pair in _pairs(model) for name in (*pair.values, pair.output, *pair.unit[0], pair.unit[1])))
 
     def propose(self, site: Site) -> Iterator[Candidate | Refusal]:
         for pair in _pairs(site.model):
@@ -87,7 +90,7 @@ class Int8Activations:
         covers = frozenset({pair.output, *(s.turned for s in pair.sides if s.turned)})
         for name, apply in ((self.name, _Apply), (f"{self.name}-integers", _ByIntegers)):
             yield Candidate(
-                name, pair.output, covers, apply(pair, codes), reads=frozenset(pair.values), unit=(pair.values, pair.output), lost=error,
+                name, pair.output, covers, apply(pair, codes), reads=frozenset(pair.values), unit=pair.unit, lost=error,
                 numbers=self.name,
             )  # fmt: skip
 
@@ -98,7 +101,38 @@ def _pairs(model: ir.Model) -> Iterator[_Pair]:
             continue
         sides = [required(node, place) for place in (0, 1)]
         if all(_computed(v) for v in sides):
-            yield _Pair(node.outputs[0].name or "", (_side(sides[0]), _side(sides[1])))
+            yield _Pair(node.outputs[0].name or "", (_side(sides[0]), _side(sides[1])), _timed(node))
+
+
+def _timed(node: ir.Node) -> tuple[tuple[str, ...], str]:
+    """Between what the product is timed: runtimes compute attention as one, so that a product of it alone would tell little."""
+    around = _attention(node)
+    reads = [required(n, place) for n in around for place in (0, 1)]
+    inputs = [_side(v).value for v in reads if all(v is not n.outputs[0] for n in around) and not _of_softmax(v)]
+    return tuple(dict.fromkeys(inputs)), around[-1].outputs[0].name or ""
+
+
+def _attention(node: ir.Node) -> tuple[ir.Node, ...]:
+    """(scores, values) of the attention that the product is part of; else itself."""
+    maker = required(node, 0).producer()
+    if maker is not None and is_op(maker, "Softmax"):
+        while maker is not None and is_op(maker, "Softmax", *BETWEEN):
+            maker = next((v.producer() for v in maker.inputs if v is not None and tensor(v) is None), None)
+        return (maker, node) if maker is not None and is_op(maker, "MatMul") else (node,)
+    after: ir.Value = node.outputs[0]
+    while uses(after) == 1 and not after.is_graph_output():
+        (reader,) = (u.node for u in after.uses())
+        if is_op(reader, "MatMul") and _of_softmax(after) and reader.inputs[0] is after:
+            return node, reader
+        if not is_op(reader, "Softmax", *BETWEEN):
+            break
+        after = reader.outputs[0]
+    return (node,)
+
+
+def _of_softmax(value: ir.Value) -> bool:
+    maker = value.producer()
+    return maker is not None and is_op(maker, "Softmax")
 
 
 def _computed(value: ir.Value) -> bool:
