@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ LEAST = 256
 
 
 class Int8Products:
-    """``MatMul`` and ``Conv`` between DequantizeLinear of codes; a convolution's result becomes codes too, as runtimes ask."""
+    """``MatMul`` and ``Conv`` between DequantizeLinear of codes; a convolution's result becomes codes too, as some runtimes ask, or stays floats."""
 
     name = "quantise/int8"
 
@@ -54,7 +55,7 @@ class Int8Products:
         source = activation_codes(seen.numbers(), seen.low, seen.high)
         after = site.recorded[product.result]
         target = activation_codes(after.numbers(), after.low, after.high) if product.is_convolution else None
-        gram = moments(product, seen)
+        gram = Later(lambda: moments(product, seen))
         return [c for each in (True, False) for c in self._candidates(product, source, target, gram, site, per_channel=each)]
 
     @staticmethod
@@ -67,25 +68,30 @@ class Int8Products:
         return lost / max(energy, 1e-30) + after
 
     def _candidates(
-        self, product: Product, source: Codes, target: Codes | None, gram: Array | None, site: Site, *, per_channel: bool
+        self, product: Product, source: Codes, target: Codes | None, gram: Later[Array | None], site: Site, *, per_channel: bool
     ) -> Iterator[Candidate]:
         weights = product.weights
 
-        def lost() -> float:
-            numbers = fitted()
-            return output_error(weights, numbers.weights, gram) + self._activation_error(product, source, target, gram, site)
+        def lost(after: Codes | None) -> float:
+            return output_error(weights, fitted().weights, gram()) + self._activation_error(product, source, after, gram(), site)
 
-        fitted = Later(lambda: _fitted(product, source, gram, site, per_channel=per_channel))
+        fitted = Later(lambda: _fitted(product, source, gram(), site, per_channel=per_channel))
         name = f"{self.name}-{'per-channel' if per_channel else 'per-tensor'}"
         saved = weights.nbytes - weights.size - 4 * (len(weights) if per_channel else 1)
         shared: dict[str, Any] = {
-            "bytes": -saved, "reads": frozenset({product.input}), "unit": ((product.input,), product.timed), "lost": Later(lost), "numbers": name,
+            "bytes": -saved, "reads": frozenset({product.input}), "unit": ((product.input,), product.timed), "lost": Later(partial(lost, None)),
         }  # fmt: skip
-        parts = (product, source, target, fitted)
-        writes = frozenset({product.result} if target is not None else ())
-        yield Candidate(name, product.result, product.covers, _Apply(*parts), writes=writes, **shared)
-        if not product.is_convolution:
-            yield Candidate(f"{name}-integers", product.result, frozenset({product.output}), _ByIntegers(*parts), **shared)
+        parts = (product, source, None, fitted)
+        open_ = Candidate(name, product.result, product.covers, _Apply(*parts), numbers=name, **shared)
+        if target is None:
+            yield open_
+            yield Candidate(f"{name}-integers", product.result, frozenset({product.output}), _ByIntegers(*parts), numbers=name, **shared)
+            return
+        yield replace(open_, rewrite=f"{name}-to-floats")
+        yield replace(
+            open_, apply=_Apply(product, source, target, fitted), writes=frozenset({product.result}), lost=Later(partial(lost, target)),
+            numbers=f"{name}, codes again",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
