@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -98,3 +99,8 @@ def _panel(front: Sequence[Mapping[str, Any]], key: str, label: str, left: float
 
 def _cell(number: float | None) -> str:
     return "-" if number is None else f"{number:.3g}"
+
+
+def finite(number: float) -> float | None:
+    """None where JSON has no number for it."""
+    return number if math.isfinite(number) else None

@@ -16,7 +16,7 @@ from onnx_text import parse, run_ort
 
 import rewriter
 from passes.approximate.candidate import Candidate, Refusal, Site, Wanted
-from rewriter import approximate, pipeline, race
+from rewriter import joint_choice, pipeline, race
 from rewriter.budget import Budget
 from rewriter.budget import parse as parse_budget
 from rewriter.errors import BudgetError
@@ -159,8 +159,8 @@ def test_what_alone_is_over_the_budget_is_declined_with_its_error(monkeypatch: p
 
 def test_a_joint_error_above_the_budget_is_solved_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Single errors are made to look small: the first answers miss when measured as a whole, and what is returned does not."""
-    original = approximate._Search._error
-    monkeypatch.setattr(approximate._Search, "_error", lambda self, k: original(self, k) / 1000)
+    original = joint_choice.Search._error
+    monkeypatch.setattr(joint_choice.Search, "_error", lambda self, k: original(self, k) / 1000)
     result = rewriter.optimize(network(), budget=0.011, calibration=samples(12))
     section = result.report.budget
     assert section is not None

@@ -1,0 +1,118 @@
+"""A graph that candidates are put into, what it gives on the measuring splits, and what is known of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from passes.approximate.candidate import Approximation, Candidate, Refusal, Wanted, substituted, together
+from passes.calibrate import Recorded, record, with_outputs
+from rewriter.budget import Budget
+from rewriter.calibration import CalibrationSet
+from rewriter.errors import BudgetError, RewriterError
+from rewriter.graph import weight_bytes
+from rewriter.metric import Judge, Worsening
+from rewriter.trial import Trials
+from rewriter.unit_cost import UnitCosts
+
+Array = np.ndarray
+
+FITTED = 48
+"""Batches that are recorded."""
+SENSED = 4
+"""Batches of each split on which single candidates are measured; the choice is measured on all."""
+
+
+class Workpiece:
+    """The exact graph, what it gives on the measuring splits, and what variants of it are measured with.
+
+    ``graph``: the graph that candidates are put into, the exact one at first; ``lost``: what that has lost already.
+    """
+
+    def __init__(
+        self, exact: ir.Model, data: CalibrationSet, metric: Callable[[Any, Any], float] | None, budget: Budget, trials: Trials,
+        example: Sequence[Array] | None, memory: bool, progress: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self.data, self.budget, self.trials, self.memory, self.progress = data, budget, trials, memory, progress
+        self.exact = self.graph = trials.stored(exact)
+        self.exact_bytes = weight_bytes(exact)
+        self.lost = Worsening(0.0, 0.0)
+        self.start = time.monotonic()
+        self._sites: dict[int, Seen] = {}
+        names = [v.name or "" for v in exact.graph.inputs]
+        first = data.feed(data.measuring[0])
+        self.example = list(example) if example is not None else [first[n] for n in names]
+        progress("running the exact graph on the calibration inputs")
+        try:
+            outputs = self.outputs(self.exact, data.measuring)
+        except RewriterError as failure:
+            raise BudgetError(f"the model does not run on the calibration inputs: {failure}") from None
+        self.judge = Judge(metric, data, outputs)
+        self.sensed = data.fewer(SENSED)
+        known = dict(zip(data.measuring, outputs, strict=True))
+        self.quick = Judge(metric, self.sensed, [known[p] for p in self.sensed.measuring])
+        """Judges single candidates."""
+
+    @property
+    def bytes(self) -> int:
+        return weight_bytes(self.graph)
+
+    @property
+    def wants_bytes(self) -> bool:
+        return self.memory or self.budget.weight_bytes is not None
+
+    def go_on_from(self, model: ir.Model, lost: Worsening) -> None:
+        """The next stage changes this graph."""
+        self.graph, self.lost = self.trials.stored(model), lost
+
+    @property
+    def known(self) -> Seen:
+        """What is known of the graph as it is."""
+        if id(self.graph) not in self._sites:
+            recorded: dict[str, Recorded] = {}
+            self._sites[id(self.graph)] = Seen(self.graph, recorded, UnitCosts(self.graph, recorded, self.trials))
+        return self._sites[id(self.graph)]
+
+    def seen(self, kinds: Sequence[Approximation]) -> Seen:
+        """What was recorded, proposed and timed of the graph as it is: kept for every plan that comes to the same graph."""
+        found = self.known
+        wanted = together([k.wants(self.graph) for k in kinds])
+        if not wanted.values | wanted.grams <= found.recorded.keys():
+            found.recorded.update(self._recorded(wanted, found.recorded))
+        return found
+
+    def _recorded(self, wanted: Wanted, known: Mapping[str, Recorded]) -> dict[str, Recorded]:
+        inputs = [v.name or "" for v in self.graph.graph.inputs]
+        names = sorted((wanted.values | wanted.grams).union(inputs) - known.keys())
+        key = self.trials.load(with_outputs(self.graph, names))
+        places = self.data.fitting[:FITTED]
+        try:
+            return record(
+                self.graph, names, wanted.grams, self.data.feeds(places), lambda feed: self.trials.call(key, [feed[n] for n in inputs]),
+                lambda n: self.progress(f"recording batch {n} of {len(places)}"),
+            )  # fmt: skip
+        finally:
+            self.trials.drop(key)
+
+    def outputs(self, model: ir.Model, places: Sequence[int]) -> list[list[Array]]:
+        return self.trials.outputs(model, self.data.feeds(places))
+
+    def substituted(self, candidates: Sequence[Candidate]) -> ir.Model:
+        """A copy of the graph with these in it."""
+        return substituted(self.graph, candidates)
+
+
+@dataclass
+class Seen:
+    """Of one graph. ``proposed``: by kind. ``sensed``: by candidate, its error and drift alone."""
+
+    graph: ir.Model
+    recorded: dict[str, Recorded]
+    costs: UnitCosts
+    proposed: dict[str, tuple[list[Candidate], list[Refusal]]] = field(default_factory=dict)
+    sensed: dict[int, tuple[Worsening, float]] = field(default_factory=dict)
