@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from backends.tvm.fuse import Group, groups
 from backends.tvm.graph import SPELLINGS, Graph, UnsupportedNode, read
 from backends.tvm.kernel import Machine
+from backends.tvm.kernels.contraction8 import convolves_fast
 from backends.tvm.kernels.reduce import KINDS
 from backends.tvm.lower_attention import attention
 from backends.tvm.lower_convolution import convolution, transposed_convolution, wanted_halos
@@ -48,7 +50,7 @@ def lower(graph: Graph, machine: Machine, fast: int = 4, refused: dict[str, str]
     Raises UnsupportedNode; or notes the reason in ``refused``, by the node's first output, and goes on as if that were given.
     """
     # where bytes are not multiplied in fours, floats and fast algorithms make the better convolutions
-    low = Lowering(recognise(graph, convolutions8=machine.vnni), machine, fast)
+    low = Lowering(recognise(graph, partial(convolves_fast, machine)), machine, fast)
     wanted_halos(low)
     for group in groups(graph, frozenset(COMPUTING)):
         try:

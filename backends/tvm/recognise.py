@@ -15,16 +15,16 @@ from backends.tvm.graph import Graph, Node
 Array = np.ndarray[Any, Any]
 
 
-def recognise(graph: Graph, convolutions8: bool = True) -> Graph:
+def recognise(graph: Graph, convolves_fast: Callable[[Array], bool] = lambda weights: True) -> Graph:
     """``graph`` with `Attention` (query, key, value, mask?) and `RMSNormalization` (x, scale?) nodes.
 
     `Attention` has the attributes ``scale`` (multiplied with the products), ``guarded`` (rows without any key give 0 and not
     NaN), ``repeat`` (so many heads of queries share one of keys) and ``flipped`` (key is [.., depth, keys], and not as value).
-    `MatMul8` and `Conv8` multiply 8-bit numbers less ``zero`` by int8 weights; their sums are int32. Without ``convolutions8`` there is
-    no `Conv8`. `MatMulCodes` multiplies floats by weights of 8 or 4 ``bits`` (codes [depth, columns], scales and shifts [1 or 2, blocks,
+    `MatMul8` and `Conv8` multiply 8-bit numbers less ``zero`` by int8 weights; their sums are int32. `Conv8` has weights for which
+    ``convolves_fast``. `MatMulCodes` multiplies floats by weights of 8 or 4 ``bits`` (codes [depth, columns], scales and shifts [1 or 2, blocks,
     columns], a ``block`` of depth each). Other weights that are dequantised become floats.
     """
-    product8 = partial(_product8, operators=("MatMul", "Conv") if convolutions8 else ("MatMul",))
+    product8 = partial(_product8, convolves_fast=convolves_fast)
     for find in (_rms_norm, _attention, product8, _gather8, _product_codes):
         _Search(graph).replace(find)
     _dequantise_constants(graph)
@@ -286,10 +286,10 @@ def _shared(search: _Search, name: str) -> tuple[str, int]:
     return source.inputs[0], outer[2]
 
 
-def _product8(search: _Search, node: Node, operators: Sequence[str]) -> Sequence[Node]:
+def _product8(search: _Search, node: Node, convolves_fast: Callable[[Array], bool]) -> Sequence[Node]:
     """A product or convolution of dequantised numbers and constant weights: of the 8-bit numbers, and scaled afterwards."""
     graph = search.graph
-    if node.op not in operators or node.get("group", 1) != 1:
+    if node.op not in ("MatMul", "Conv") or node.get("group", 1) != 1:
         return ()
     left, right = (search.made(name, "DequantizeLinear") for name in node.inputs)
     if left is None or right is None or graph.dtypes[left.inputs[0]] not in ("uint8", "int8"):
@@ -300,6 +300,8 @@ def _product8(search: _Search, node: Node, operators: Sequence[str]) -> Sequence
     if scale is None or zero is None or weights is None or (node.op == "MatMul" and axis != 1):
         return ()
     numbers, scales = weights
+    if node.op == "Conv" and not convolves_fast(numbers):
+        return ()
     shape, out = graph.shapes[node.outputs[0]], node.outputs[0]
     factors = (scales.astype(np.float64) * scale).astype(np.float32)
     factors = factors.reshape((-1, *[1] * (len(shape) - 2)) if node.op == "Conv" else (-1,))
