@@ -16,7 +16,7 @@ from rewriter.metric import Worsening
 from rewriter.workpiece import Workpiece
 
 PATIENCE = 120.0
-"""Seconds for measuring candidates one by one; what is left then does not compete. After as many no further plan is begun."""
+"""Seconds for timing candidates, and for measuring them one by one; what is left then does not compete. After as many no further plan is begun."""
 NOISE = 0.1
 """Part of a gain that measurements differ by."""
 
@@ -69,10 +69,14 @@ def _proposals(kind: Approximation, site: Site) -> tuple[list[Candidate], list[R
 def measured(work: Workpiece, candidates: Sequence[Candidate]) -> list[Measured]:
     """Time first, then errors of what could pay, the largest gains first."""
     found: list[Measured] = []
-    work.known.costs.measure(candidates, lambda place, count: work.progress(f"timing part {place + 1} of {count}"))
+    work.known.costs.measure(candidates, PATIENCE, lambda place, count: work.progress(f"timing part {place + 1} of {count}"))
     for candidate in candidates:
         one = Measured(candidate)
         try:
+            if not work.known.costs.known(candidate):
+                one.reason = "not timed: time was up"
+                found.append(one)
+                continue
             one.latency = work.known.costs.gain(candidate)
         except Exception as failure:  # noqa: BLE001 - a candidate that cannot be put in does not compete
             one.reason = f"its part does not run: {type(failure).__name__}: {' '.join(str(failure).split())}"
@@ -97,9 +101,7 @@ def _without_slower_twins(measured: Sequence[Measured]) -> None:
         other = best.setdefault(key, one)
         if other is not one:
             slower, best[key] = (other, one) if one.latency < other.latency else (one, other)
-            slower.reason = f"the same numbers take {best[key].latency - slower.latency:.1f} µs less by other operators"
-
-
+            slower.reason = f"the same numbers take {slower.latency - best[key].latency:.1f} µs less by other operators"
 
 
 def _without_dominated(work: Workpiece, measured: Sequence[Measured]) -> None:

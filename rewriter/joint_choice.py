@@ -66,7 +66,9 @@ class Search:
         self.points: list[Point] = []
         """What was measured for the front."""
         self._hope: dict[str, float] = {}
-        """By family of candidates: the part of its gains that was seen when a whole was measured."""
+        """By kind of candidates: the part of its gains that was seen when a whole was measured."""
+        self._aside: list[str] = []
+        """Kinds that stood in a whole that disappointed, beside the one that promised most: their turn comes again."""
         self.exact_ms = math.nan
         self.rounds: list[dict[str, Any]] = []
         self.reason = ""
@@ -94,6 +96,9 @@ class Search:
                 continue
             if known is None or better(self._work, point, known):
                 best = model, point
+            if self._aside:
+                self._hope[self._aside.pop()] = 1.0
+                continue
             if point.error.upper > SLACK * self._bound or time.monotonic() - self._work.start > 2 * PATIENCE:
                 return best
             self._loosen(taken, point)
@@ -229,14 +234,17 @@ class Search:
 
     def _disappointed(self, taken: frozenset[int], point: Point) -> None:
         """The whole gained less than its parts by themselves: so will others of these kinds. Of several kinds nobody knows which it was: the
-        one that promises most stays, alone."""
+        one that promises most stays, alone, and the others come back after it."""
         hoped: dict[str, float] = {}
         for k in taken:
             hoped[self._kind(k)] = hoped.get(self._kind(k), 0.0) - self._problem.options[k].latency / 1e3
         if len(hoped) > 1:
-            self._hope |= dict.fromkeys(hoped.keys() - {max(hoped, key=lambda kind: hoped[kind])}, 0.0)
+            *self._aside, _ = sorted(hoped, key=lambda kind: hoped[kind])
+            self._hope |= dict.fromkeys(self._aside, 0.0)
             return
         ((kind, promised),) = hoped.items()
+        self._hope |= dict.fromkeys(self._aside, 1.0)
+        self._aside = []
         part = min(0.5, max(0.0, (self.exact_ms - point.latency_ms) / promised)) if promised > 0 else 0.5
         self._hope[kind] = self._hope.get(kind, 1.0) * part
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -34,16 +35,25 @@ class UnitCosts:
         self._known: dict[tuple[str, str], float | Exception] = {}
         self._conversions: dict[tuple[int, ...], tuple[float, float]] = {}
 
-    def measure(self, candidates: Iterable[Candidate], seen: Callable[[int, int], None] = lambda place, count: None) -> None:
-        """Time what ``gain`` will be asked for. All stand-ins of one exact part are compared at once. ``seen``: which part of how many."""
+    def measure(self, candidates: Iterable[Candidate], seconds: float, seen: Callable[[int, int], None] = lambda place, count: None) -> None:
+        """Time what ``gain`` will be asked for, for so many seconds, kinds of parts that weigh most in the whole first. All stand-ins of one
+        part are compared at once. ``seen``: which part of how many."""
         groups: dict[str, dict[str, Candidate]] = {}
+        weights: dict[str, int] = {}
         for candidate in candidates:
             with contextlib.suppress(Exception):  # ``gain`` will say what is wrong with it
                 if candidate.unit is not None and (key := self._key(candidate)) not in self._known:
-                    groups.setdefault(key[1], {}).setdefault(candidate.rewrite, candidate)
-        for place, group in enumerate(groups.values()):
+                    groups.setdefault(key[1], {}).setdefault(key[0], candidate)
+                    weights[key[1]] = weights.get(key[1], 0) + abs(candidate.bytes)
+        end = time.monotonic() + seconds
+        for place, name in enumerate(sorted(groups, key=lambda name: -weights[name])):
             seen(place, len(groups))
-            self._compare(list(group.values()))
+            if time.monotonic() < end:
+                self._compare(list(groups[name].values()))
+
+    def known(self, candidate: Candidate) -> bool:
+        """Has it been timed, or one like it?"""
+        return candidate.unit is None or self._key(candidate) in self._known
 
     def gain(self, candidate: Candidate) -> float:
         """Microseconds more than the exact part (negative: fewer); infinite where the candidate does not run by itself."""
@@ -63,7 +73,7 @@ class UnitCosts:
         if candidate.unit not in self._exact:
             part = self._example(self._model, *candidate.unit)
             self._exact[candidate.unit] = part, kind(part[0])
-        return candidate.rewrite, self._exact[candidate.unit][1]
+        return candidate.timed_as or candidate.rewrite, self._exact[candidate.unit][1]
 
     def _compare(self, candidates: Sequence[Candidate]) -> None:
         """Time stand-ins of equal parts beside one of these parts."""

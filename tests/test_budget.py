@@ -157,6 +157,53 @@ def test_what_alone_is_over_the_budget_is_declined_with_its_error(monkeypatch: p
     assert "alone it loses" in declined["reason"] and "the budget is 0.05" in declined["reason"]
 
 
+class Renamed:
+    """Another matrix of nearly the same numbers, known by its name: what it takes is up to who tells the time."""
+
+    def __init__(self, name: str, place: int) -> None:
+        self.name, self._place = name, place
+
+    def wants(self, model: Any) -> Wanted:
+        return Wanted(frozenset({v.name for n in model.graph for v in (*n.inputs[:1], *n.outputs)}))
+
+    def propose(self, site: Site) -> Iterator[Candidate | Refusal]:
+        node = [n for n in site.model.graph if n.op_type == "MatMul"][self._place]
+        output, weights = node.outputs[0].name or "", node.inputs[1].const_value.numpy() * np.float32(1.0001)  # type: ignore[union-attr]
+
+        def apply(graph: Any) -> None:
+            graph.maker(output).replace_input_with(1, graph.stored(weights, self.name))
+
+        yield Candidate(self.name, output, frozenset({output}), apply, unit=((node.inputs[0].name or "",), output), lost=1e-8)  # type: ignore[union-attr]
+
+
+def test_a_kind_that_slows_the_whole_is_found_out_and_the_others_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By themselves both gain; in the whole graph the one that promises more takes time."""
+
+    def times(self: Trials, models: Mapping[str, tuple[ir.Model, Any]], rounds: int = 0, turn: float = 0.0) -> dict[str, float]:
+        def of(model: ir.Model) -> float:
+            names = " ".join(model.graph.initializers)
+            whole = sum(n.op_type == "MatMul" for n in model.graph) == 2
+            return 100.0 - 20 * ("honest" in names) - 30 * ("boastful" in names) * (-10 if whole else 1)
+
+        return {name: of(model) for name, (model, _) in models.items()}
+
+    monkeypatch.setattr(Trials, "times", times)
+    monkeypatch.setattr(pipeline, "competing", lambda *, for_bytes: (((Renamed("honest", 0), Renamed("boastful", 1)),),))
+    section = rewriter.optimize(network(), budget=0.05, calibration=samples(8)).report.budget
+    assert section is not None and [s["rewrite"] for s in section["sites"] if s["chosen"]] == ["honest"], section["rounds"]
+
+
+def test_what_an_engine_leaves_to_another_does_not_compete(monkeypatch: pytest.MonkeyPatch) -> None:
+    def times(self: Trials, models: Mapping[str, tuple[ir.Model, Any]], rounds: int = 0, turn: float = 0.0) -> dict[str, float]:
+        self.left = {name: "there is no kernel for it" for name in models if "integers" in name}
+        return made_up(self, models)
+
+    monkeypatch.setattr(Trials, "times", times)
+    report = rewriter.optimize(network(), budget=0.05, calibration=samples(8)).report
+    reasons = {d["rule"]: d["reason"] for d in report.declined if d["rule"].startswith("quantise/int8-per")}
+    assert "no kernel" in reasons["quantise/int8-per-channel-integers"] and "no kernel" not in reasons.get("quantise/int8-per-channel", "")
+
+
 def test_a_joint_error_above_the_budget_is_solved_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Single errors are made to look small: the first answers miss when measured as a whole, and what is returned does not."""
     original = joint_choice.Search._error

@@ -16,7 +16,7 @@ from tvm_kernels import extent, in_order, machines, seen, some, step
 from backends.tvm import single
 from backends.tvm.kernel import Chain, Machine, Operand
 from backends.tvm.kernels.contraction import Contraction
-from backends.tvm.kernels.contraction8 import Contraction8, pairs_fit
+from backends.tvm.kernels.contraction8 import Contraction8, convolves_fast, pairs_fit
 from backends.tvm.kernels.contraction_codes import ContractionCodes
 from backends.tvm.machine import detect
 
@@ -120,6 +120,16 @@ def test_pairs_that_leave_sixteen_bits_are_seen() -> None:
         assert pairs_fit(np.array([0, 0, *pair], np.int8)[:, None]) is fit, pair
         assert pairs_fit(np.array([pair[0], 0, pair[1], 0], np.int8)[:, None]), pair
     assert pairs_fit(np.full((3, 1), 64, np.int8)) and not pairs_fit(np.full((3, 2), 70, np.int8))
+
+
+def test_where_convolutions_of_bytes_are_faster_than_those_of_floats() -> None:
+    fours, pairs, narrow = (replace(MACHINES[0], lanes=lanes, vnni=vnni) for lanes, vnni in ((8, True), (8, False), (4, False)))
+    large = np.full((5, 4, 3, 3), 100, np.int8)
+    assert convolves_fast(fours, large) and not convolves_fast(pairs, large) and not convolves_fast(narrow, large // 2)
+    apart = large.copy()
+    apart[:, 1::2] = 28  # neighbours along channels fit; along a line of taps they do not
+    assert convolves_fast(pairs, apart) and not convolves_fast(pairs, apart.transpose(0, 3, 2, 1))
+    assert convolves_fast(pairs, np.full((5, 3, 3, 3), 64, np.int8)) and convolves_fast(pairs, np.full((5, 3, 1, 1), 28, np.int8))
 
 
 def test_narrow_vectors_with_products_of_fours() -> None:

@@ -46,7 +46,8 @@ class Candidate:
     one is chosen). ``apply``: edits a copy of the exact graph, in which candidates that cover other values may stand already.
     ``bytes``: how many more bytes of weights (negative: fewer). ``reads``, ``writes``: values that it wants, or leaves, as 8-bit codes.
     ``unit``: the values between which its time is measured, inputs first; empty where the whole graph has to be timed.
-    Two candidates of one ``rewrite`` for equal parts take the same time: the name says what the structure depends on.
+    Two candidates of one ``rewrite`` for equal parts take the same time: the name says what the structure depends on. ``timed_as``: the
+    rewrite that takes as long, where that is another one.
     ``lost``: ||f - g||² / ||f||² at the site, on what was recorded. ``bound``: what is known of the error without data, in words.
     ``numbers``: equal for candidates of one site that compute the same by other operators: the faster stands for both.
     """
@@ -62,6 +63,7 @@ class Candidate:
     lost: float | Later[float] = float("nan")
     bound: str = ""
     numbers: str = ""
+    timed_as: str = ""
 
     @property
     def layer_error(self) -> float:

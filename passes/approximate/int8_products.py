@@ -81,13 +81,16 @@ class Int8Products:
         shared: dict[str, Any] = {
             "bytes": -saved, "reads": frozenset({product.input}), "unit": ((product.input,), product.timed), "lost": Later(partial(lost, None)),
         }  # fmt: skip
+        alike = f"{self.name}-per-channel"  # one scale or many: the last step of the same kernel
         parts = (product, source, None, fitted)
-        open_ = Candidate(name, product.result, product.covers, _Apply(*parts), numbers=name, **shared)
+        open_ = Candidate(name, product.result, product.covers, _Apply(*parts), numbers=name, timed_as=alike, **shared)
         if target is None:
             yield open_
-            yield Candidate(f"{name}-integers", product.result, frozenset({product.output}), _ByIntegers(*parts), numbers=name, **shared)
+            yield replace(
+                open_, rewrite=f"{name}-integers", covers=frozenset({product.output}), apply=_ByIntegers(*parts), timed_as=f"{alike}-integers"
+            )
             return
-        yield replace(open_, rewrite=f"{name}-to-floats")
+        yield replace(open_, rewrite=f"{name}-to-floats", timed_as=f"{alike}-to-floats")
         yield replace(
             open_, apply=_Apply(product, source, target, fitted), writes=frozenset({product.result}), lost=Later(partial(lost, target)),
             numbers=f"{name}, codes again",
