@@ -86,7 +86,7 @@ def turned(folder: Path) -> Task:
 
 
 def magika(folder: Path) -> Task:
-    data: list[tuple[Feed, Array | None]] = [({"bytes": array}, None) for array in labelled.files(400)]
+    data: list[tuple[Feed, Array | None]] = [({"bytes": array}, None) for array in labelled.files(1600)]
     return Task(onnx_models.MAGIKA.file(), data, agreement, _largest)
 
 
