@@ -1,4 +1,4 @@
-"""What this processor's integer instructions do to 8-bit products."""
+"""Which instructions this processor has, as the operating system tells, and what its integer ones do to 8-bit products."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import platform
 from functools import cache
 from pathlib import Path
 
-_FLAGS = Path("/proc/cpuinfo")
+FLAGS = Path("/proc/cpuinfo")
 
 
 @cache
@@ -15,17 +15,19 @@ def saturating() -> bool:
     and the sum is cut off. Where nothing is known of the processor the answer is yes: codes that are made for it are right everywhere."""
     if platform.machine().lower() not in ("x86_64", "amd64", "i686", "x86"):
         return False
-    return not told_of_fours(_text())
+    return not {"avx512vnni", "avxvnni"} & reported()
 
 
-def told_of_fours(text: str) -> bool:
-    """Does the operating system's description of every processor list an instruction that adds four products in 32 bits?"""
-    lines = [line.partition(":")[2].split() for line in text.splitlines() if line.startswith("flags")]
-    return bool(lines) and all({"avx512_vnni", "avx_vnni"} & set(flags) for flags in lines)
-
-
-def _text() -> str:
+def reported() -> frozenset[str]:
+    """The extensions that the operating system lists, or none if it lists none."""
     try:
-        return _FLAGS.read_text()
+        lines = FLAGS.read_text().splitlines()
     except OSError:
-        return ""
+        return frozenset()
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+    return frozenset(plain(flag) for flag in flags)
+
+
+def plain(feature: str) -> str:
+    """One spelling for LLVM's and the operating system's names: avx512_vnni, avx512vnni; sse4.1, sse4_1."""
+    return feature.replace("_", "").replace(".", "")

@@ -5,7 +5,6 @@ substitute -> saturate exactly again -> measure the whole on inputs that nothing
 always an answer, and the one that stays where nothing else meets the budget or pays.
 """
 
-
 from __future__ import annotations
 
 import tempfile

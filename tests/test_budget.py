@@ -16,7 +16,7 @@ from onnx_text import parse, run_ort
 
 import rewriter
 from passes.approximate.candidate import Candidate, Refusal, Site, Wanted
-from rewriter import joint_choice, pipeline, race
+from rewriter import candidate_costs, joint_choice, pipeline
 from rewriter.budget import Budget
 from rewriter.budget import parse as parse_budget
 from rewriter.errors import BudgetError
@@ -59,7 +59,6 @@ def made_up(self: Trials, models: Mapping[str, tuple[ir.Model, Sequence[np.ndarr
 def no_clock() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trials, "times", made_up)
-        patch.setattr(race, "_fastest", lambda _, running: next((key for key in running if key.endswith(race.AFTER)), running[0]))
         yield
 
 
@@ -204,6 +203,13 @@ def test_what_an_engine_leaves_to_another_does_not_compete(monkeypatch: pytest.M
     assert "no kernel" in reasons["quantise/int8-per-channel-integers"] and "no kernel" not in reasons.get("quantise/int8-per-channel", "")
 
 
+def test_what_time_does_not_allow_to_measure_does_not_compete(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(candidate_costs, "PATIENCE", 0.0)
+    result = rewriter.optimize(network(), budget=0.05, calibration=samples(8))
+    assert any(d["reason"] == "not timed: time was up" for d in result.report.declined)
+    assert result.model.SerializeToString() == rewriter.optimize(network()).model.SerializeToString()
+
+
 def test_a_joint_error_above_the_budget_is_solved_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Single errors are made to look small: the first answers miss when measured as a whole, and what is returned does not."""
     original = joint_choice.Search._error
@@ -229,6 +235,7 @@ def test_memory_is_an_objective() -> None:
     assert error(network(), result.model) <= 0.1
 
 
+@pytest.mark.usefixtures("without_race")
 def test_compiled_saved_and_loaded(tmp_path: Path) -> None:
     compiled = rewriter.compile(network(), backend="onnxruntime", budget=0.05, calibration=samples())
     x = samples(1, seed=5)[0]

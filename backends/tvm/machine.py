@@ -9,13 +9,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backends.instructions import FLAGS, plain, reported
 from backends.tvm.kernel import Machine
 
 if TYPE_CHECKING:
     from backends.tvm.database import Database
 
 _CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
-_FLAGS = Path("/proc/cpuinfo")
 # from wide to narrow; each must run all that the kernel of the operating system reports
 _FALLBACKS = ("x86-64-v4", "x86-64-v3", "x86-64-v2", "x86-64")
 _WIDE = ("avx2", "avx5", "avxv", "fma", "f16c", "sse4")
@@ -72,11 +72,11 @@ def target(machine: Machine) -> Any:
 
 def _usable(name: str) -> str:
     """``name``, or a narrower processor where a hypervisor hides vector extensions that the model of the chip has."""
-    there = _reported()
-    if not there:
+    there = reported()
+    if not there:  # then the name is believed
         return name
     for candidate in (name, *_FALLBACKS):
-        needed = {_plain(f) for f in _features(candidate) if f.startswith(_WIDE)}
+        needed = {plain(f) for f in _features(candidate) if f.startswith(_WIDE)}
         if needed <= there:
             return candidate
     return name
@@ -90,29 +90,14 @@ def _features(processor: str) -> frozenset[str]:
     return frozenset(str(feature) for feature in tvm.target.codegen.llvm_get_cpu_features(chosen))
 
 
-def _reported() -> frozenset[str]:
-    """The extensions that the operating system lists, or none if it lists none (then the name is believed)."""
-    try:
-        lines = _FLAGS.read_text().splitlines()
-    except OSError:
-        return frozenset()
-    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
-    return frozenset(_plain(flag) for flag in flags)
-
-
 def _processor() -> list[str]:
     """What tells processors apart: the lines of one of them, but for its speed, and its second-level cache."""
     try:
-        lines = _FLAGS.read_text().split("\n\n")[0].splitlines()
+        lines = FLAGS.read_text().split("\n\n")[0].splitlines()
     except OSError:
         lines = [platform.processor()]
     telling = ("vendor", "cpu family", "model", "stepping", "flags", "CPU", "Features")
     return [*(line for line in lines if line.startswith(telling)), str(_second_level())]
-
-
-def _plain(feature: str) -> str:
-    """One spelling for LLVM's and the operating system's names: avx512_vnni, avx512vnni; sse4.1, sse4_1."""
-    return feature.replace("_", "").replace(".", "")
 
 
 def _second_level() -> int:
