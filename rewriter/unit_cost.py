@@ -19,10 +19,15 @@ from passes.approximate.substitution import Substitution
 from passes.calibrate import Recorded
 from passes.drop_dead import drop_dead
 from rewriter.cut import cut_out, kind
+from rewriter.edit import is_op
 from rewriter.errors import RewriterError
 from rewriter.trial import Trials
 
 Array = np.ndarray
+CHANNELS_LAST = ("tvm",)
+"""Engines that keep images channels last between operators, where a transpose moves nothing. Parts of a graph are given to them so, or each would
+be timed with two copies that the whole does not make."""
+IMAGES = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
 Example = tuple[ir.Model, list[Array]]
 
 
@@ -123,7 +128,9 @@ class UnitCosts:
         shapes = {n: s.samples[0].shape for n, s in self._recorded.items() if s.samples}
         read = {_codes_of(model, n): n for n in candidate.reads} if candidate is not None else {}
         part = cut_out(model, {*inputs}, target, shapes | {c: shapes[n] for c, n in read.items() if n in shapes})
-        return part, [self._array(v, read.get(v.name or "", v.name or "")) for v in part.graph.inputs]
+        example = part, [self._array(v, read.get(v.name or "", v.name or "")) for v in part.graph.inputs]
+        images = any(is_op(node, *IMAGES) for node in part.graph)
+        return _channels_last(*example) if images and self._trials.engine in CHANNELS_LAST else example
 
     def _array(self, port: ir.Value, name: str) -> Array:
         if name not in self._recorded or not self._recorded[name].samples:
@@ -131,6 +138,32 @@ class UnitCosts:
         sample = self._recorded[name].samples[0]
         wanted = port.dtype.numpy() if port.dtype is not None else sample.dtype
         return sample if sample.dtype == wanted else np.full(sample.shape, 100, wanted)
+
+
+def _channels_last(part: ir.Model, arrays: Sequence[Array]) -> Example:
+    """The part with images [N, ..., C] at its ends."""
+    graph = part.graph
+    ports, turned = list(graph.inputs), list(arrays)
+    graph.inputs.clear()
+    for place, port in enumerate(ports):
+        if turned[place].ndim < 3:
+            graph.inputs.append(port)
+            continue
+        turned[place] = np.ascontiguousarray(np.moveaxis(turned[place], 1, -1))
+        fresh = ir.Value(name=f"{port.name}_channels_last", type=port.type, shape=ir.Shape(turned[place].shape))
+        graph.inputs.append(fresh)
+        first = ir.Node("", "Transpose", [fresh], [ir.AttrInt64s("perm", [0, arrays[place].ndim - 1, *range(1, arrays[place].ndim - 1)])])
+        first.outputs[0].name, first.outputs[0].type, first.outputs[0].shape = f"{port.name}_channels_first", port.type, port.shape
+        port.replace_all_uses_with(first.outputs[0])
+        graph.insert_before(graph[0], first)
+    (result,) = graph.outputs
+    if result.shape is not None and len(result.shape) >= 3:
+        last = ir.Node("", "Transpose", [result], [ir.AttrInt64s("perm", [0, *range(2, len(result.shape)), 1])])
+        last.outputs[0].name, last.outputs[0].type = f"{result.name}_channels_last", result.type
+        graph.append(last)
+        graph.outputs.clear()
+        graph.outputs.append(last.outputs[0])
+    return part, turned
 
 
 def _applied(model: ir.Model, candidate: Candidate, output: str) -> tuple[ir.Model, str]:

@@ -22,6 +22,7 @@ from passes.approximate.coded_tables import CodedTables
 from passes.approximate.constant_gates import ConstantGates
 from passes.approximate.dropped_blocks import DroppedBlocks, residuals
 from passes.approximate.low_rank import LowRank, decomposed
+from passes.approximate.mean_gates import MeanGates
 from passes.approximate.rounding import output_error
 from passes.calibrate import record, with_outputs
 from rewriter.read_onnx import read_onnx
@@ -213,6 +214,19 @@ def test_what_is_no_branch() -> None:
         assert not found and all("gives an output" in r.reason for r in refused), text
 
 
+def test_a_branch_of_open_lengths_is_left_out_where_nothing_is_spread() -> None:
+    """Which lengths are equal only what was recorded says."""
+    graph = model(
+        "g (float[n,4,h,w] x) => (y) { a = Conv <pads=[1,1,1,1]> (x, k)\n b = Relu (a)\n c = Conv (b, v)\n y = Add (c, x) }",
+        k=RNG.standard_normal((6, 4, 3, 3)), v=RNG.standard_normal((4, 6, 1, 1)),
+    )  # fmt: skip
+    (candidate,), _ = proposed(DroppedBlocks(), graph, some(2, 4, 5, 7))
+    assert candidate.site == "y"
+    spread = "g (float[n,4] x) => (y) { a = MatMul (x, u)\n b = Relu (a)\n c = Concat <axis=0> (b, b)\n y = Add (c, x) }"
+    found, _ = proposed(DroppedBlocks(), model(spread, u=RNG.standard_normal((4, 4))), some(1, 4))
+    assert not found, "x has one row and the sum two"
+
+
 # Experts
 
 
@@ -307,3 +321,50 @@ def test_a_gate_that_changes_and_one_that_was_hardly_seen() -> None:
     for count, said in ((40, "it changes"), (5, "too few inputs")):
         found, refused = proposed(ConstantGates(), model(GATED, **weights), some(1, 6, count=count))
         assert not found and refused[0].reason.startswith(said)
+
+
+EXCITED = """g (float[n,8,h,w] x) => (y) {
+    c = Conv (x, k, b)\n r = Relu (c)\n p = GlobalAveragePool (r)\n d = Conv (p, k1)\n e = Relu (d)\n f = Conv (e, k2)\n g = HardSigmoid (f)
+    m = Mul (GATED)\n y = Conv (m, v) }"""
+
+
+def excited() -> dict[str, Array]:
+    shapes = {"k": (8, 8, 1, 1), "b": (8,), "k1": (4, 8, 1, 1), "k2": (8, 4, 1, 1), "v": (6, 8, 1, 1)}
+    return {name: RNG.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("order", ["r, g", "g, r"])
+def test_a_gate_on_channels_becomes_what_it_is_on_average(order: str) -> None:
+    graph, feeds = model(EXCITED.replace("GATED", order), **excited()), some(2, 8, 5, 7)
+    (candidate,), refused = proposed(MeanGates(), graph, feeds)
+    assert not refused and candidate.site == "m"
+    probe = onnxruntime.build(ir.to_proto(with_outputs(graph, ["r", "g", "m"])), threads=1)
+    seen = [list(probe(x))[1:] for x in feeds]
+    h, g = (np.concatenate([s[k] for s in seen]).astype(np.float64) for k in (0, 1))
+    constant = (g * h**2).sum((0, 2, 3)) / (h**2).sum((0, 2, 3))
+    lost = np.sum((h * (g - constant[:, None, None])) ** 2) / np.sum((h * g) ** 2)
+    assert np.isclose(candidate.layer_error, lost, rtol=1e-5) and lost > 0
+    new = substituted(graph, [candidate])
+    got = onnxruntime.build(ir.to_proto(with_outputs(new, ["m"])), threads=1)(feeds[0])[1]
+    np.testing.assert_allclose(got, seen[0][0] * constant[:, None, None], rtol=1e-4, atol=1e-6)
+    worse = h * (g - 1.02 * constant[:, None, None])
+    assert np.sum(worse**2) > np.sum((h * (g - constant[:, None, None])) ** 2)
+    kinds = [n.op_type for n in rewriter.optimize(new).ir_model.graph]
+    assert kinds == ["Conv", "Relu", "Conv"], "the constant is in the weights"
+
+
+def test_what_is_no_gate_on_channels() -> None:
+    """Made of something else as well; as large; a number for each of an open number of places; a number for each sample; as large as what it scales."""
+    w = RNG.standard_normal((8, 8)).astype(np.float32)
+    texts = (
+        "g (float[2,5,8] x) => (y) { h = MatMul (x, w)\n one = Constant <value_ints=[1]> ()\n p = ReduceMean <keepdims=1> (x, one)\n g = Sigmoid (p)\n y = Mul (h, g) }",
+        "g (float[2,5,8] x) => (y) { p = MatMul (x, w)\n g = Sigmoid (p)\n y = Mul (x, g) }",
+        "g (float[2,t,8] x) => (y) { two = Constant <value_ints=[2]> ()\n p = ReduceMean <keepdims=1> (x, two)\n g = Sigmoid (p)\n y = Mul (x, g) }",
+        "g (float[2,5,8] x) => (y) { all = Constant <value_ints=[1, 2]> ()\n p = ReduceMean <keepdims=1> (x, all)\n g = Sigmoid (p)\n y = Mul (x, g) }",
+        "g (float[2,1,8] x) => (y) { p = MatMul (x, w)\n g = Sigmoid (p)\n y = Mul (x, g) }",
+    )
+    for text in texts:
+        graph = model(text, w=w)
+        shape = (2, 1, 8) if "[2,1,8]" in text else (2, 5, 8)
+        found, _ = proposed(MeanGates(), graph, some(*shape))
+        assert not found, text

@@ -325,3 +325,16 @@ def test_refusals() -> None:
     assert "com.microsoft" in tvm.refuses(ir.node("Conv", [None], domain="com.microsoft"))
     with pytest.raises(InvalidInput, match="no target"):
         tvm.build(mixed(), target="tpu")
+
+
+def test_a_model_of_one_node_is_compiled_and_a_small_region_beside_others_is_not() -> None:
+    """A region that is all there is has no border to be paid for."""
+    alone = model_of("g (float[3,8] x) => (float[3,5] y) { y = MatMul (x, w) }")
+    alone.graph.initializer.append(numpy_helper.from_array(numbers(8, 5), "w"))
+    program = backend("tvm").build(alone)
+    assert program.compiled == 1 and all(r.compiled == 1 for r in program._plans.values())
+    beside = model_of("g (float[3,8] x) => (float[3,5] y) { a = MatMul (x, w)\n d = Det (s)\n y = Add (a, d) }")
+    beside.graph.initializer.extend([numpy_helper.from_array(numbers(8, 5), "w")])
+    beside.graph.input.append(helper.make_tensor_value_info("s", 1, [2, 2]))
+    program = backend("tvm").build(beside)
+    assert all(r.compiled == 0 for r in program._plans.values())

@@ -76,7 +76,6 @@ class TvmProgram:
     def start(self) -> None:
         """Start the compiler's process, which takes a moment, for a call of ``compile`` that will follow."""
         self._started = self._compiler()
-        self._started.start()
 
     @property
     def compiled(self) -> int:
@@ -135,19 +134,20 @@ class TvmProgram:
         return self._plans.get(key)
 
     def _compiler(self) -> Worker:
-        from backends.worker import Worker
+        from backends.tvm.compiler_process import started
 
-        worker, self._started = self._started or Worker("tvm.compiler", threads=self._threads), None
+        worker, self._started = self._started or started(self._threads), None
         return worker
 
     def _make(self, arrays: Sequence[Any], seconds: float) -> _Running:
+        from backends.tvm.compiler_process import lent
         from backends.tvm.regions import plan
 
         folder = Path(self._folder.name, str(len(self._plans)))
         folder.mkdir()
         named = {port.name: array for port, array in zip(self.inputs, arrays, strict=True)}
         # the compiler's process gets the cores; this one waits
-        with self._compiler() as worker:
+        with lent(self._compiler(), self._threads) as worker:
             made: Plan = plan(
                 self._whole.path, named, folder, worker, threads=self._threads, tune=self._tune, seconds=seconds,
                 as_declared=self._closed and all(port.shape == array.shape for port, array in zip(self.inputs, arrays, strict=True)),

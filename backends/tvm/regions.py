@@ -79,7 +79,8 @@ def plan(
     steps: list[Step] = []
     refused = refusals(folded, folder)
     notes += _summary(refused)
-    waiting = [(part, 0) for part in reversed(partition(folded, lambda node: _taken(node, refused), least=LEAST))]
+    least = LEAST if refused else 1  # a region that is all there is has no border
+    waiting = [(part, 0) for part in reversed(partition(folded, lambda node: _taken(node, refused), least=least))]
     attempts = 0
     while waiting:
         part, depth = waiting.pop()

@@ -15,11 +15,12 @@ from passes.approximate.int8_products import Int8Products
 from passes.approximate.linear_attention import LinearAttention
 from passes.approximate.log2_softmax import Log2Softmax
 from passes.approximate.low_rank import LowRank
+from passes.approximate.mean_gates import MeanGates
 from passes.approximate.pruned_channels import PrunedChannels
 from passes.approximate.transported_scales import TransportedScales
 from passes.approximate.truncated_kernels import TruncatedKernels
 
-PARTS: tuple[Approximation, ...] = (AveragedExperts(), DroppedBlocks(), ConstantGates(), TruncatedKernels(), LinearAttention())
+PARTS: tuple[Approximation, ...] = (AveragedExperts(), DroppedBlocks(), ConstantGates(), MeanGates(), TruncatedKernels(), LinearAttention())
 """Whole parts of a network that go or become simpler. They stand in few places, and are always tried."""
 SIZES: tuple[Approximation, ...] = (PrunedChannels(), LowRank())
 """Smaller matrices, wherever there is one: tried where fewer bits leave much of the budget."""

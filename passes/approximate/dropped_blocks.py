@@ -14,8 +14,8 @@ import onnx_ir as ir
 
 from passes.approximate.candidate import Candidate, Refusal, Site, Wanted
 from passes.approximate.substitution import Substitution
-from passes.calibrate import Recorded
-from rewriter.edit import dims, is_op, tensor
+from passes.calibrate import Recorded, aligned
+from rewriter.edit import is_op, tensor
 
 FEWEST = 2
 """Nodes of a branch: a single product or activation beside the stream is no block."""
@@ -33,6 +33,8 @@ class DroppedBlocks:
         for skip, total, branch in residuals(site.model):
             name, source = total.name or "", skip.name or ""
             inside = frozenset(v.name or "" for node in branch for v in node.outputs)
+            if not _alike(site.recorded[source], site.recorded[name]):
+                continue
             if any(v.is_graph_output() for node in branch for v in node.outputs):
                 yield Refusal(self.name, name, "its branch gives an output of the model, too")
                 continue
@@ -51,7 +53,7 @@ def residuals(model: ir.Model) -> Iterator[tuple[ir.Value, ir.Value, set[ir.Node
             continue
         total = node.outputs[0]
         for skip, added in (tuple(node.inputs), tuple(node.inputs)[::-1]):
-            if skip is None or added is None or tensor(skip) is not None or dims(total) is None or not dims(skip) == dims(added) == dims(total):
+            if skip is None or added is None or tensor(skip) is not None or not _compatible(skip, added, total):
                 continue
             branch = _branch(skip, added, node)
             if branch is not None and len(branch) >= FEWEST:
@@ -88,6 +90,19 @@ def _branch(skip: ir.Value, added: ir.Value, end: ir.Node) -> set[ir.Node] | Non
     return found if reached and added.producer() in found else None
 
 
+def _compatible(*values: ir.Value) -> bool:
+    """Of one rank, with no two lengths that differ; lengths that are open may turn out to be the same."""
+    shapes = [v.shape for v in values if v.shape is not None]
+    if len(shapes) < len(values) or len({len(s) for s in shapes}) > 1:
+        return False
+    return all(len({d for d in lengths if isinstance(d, int) and d >= 0}) <= 1 for lengths in zip(*shapes, strict=True))
+
+
+def _alike(a: Recorded, b: Recorded) -> bool:
+    """Did they have the same shapes on everything that was seen?"""
+    return bool(a.samples) and all(x.shape == y.shape for x, y in aligned(a, b))
+
+
 def _is_side(value: ir.Value) -> bool:
     """An input of the model beside the stream: a mask, positions."""
     return value.is_graph_input()
@@ -106,7 +121,7 @@ def _with_sources(nodes: set[ir.Node]) -> set[ir.Node]:
 
 
 def _share(skip: Recorded, total: Recorded) -> float:
-    pairs = [(a, b) for a, b in zip(skip.samples, total.samples, strict=False) if a.shape == b.shape]
+    pairs = list(aligned(skip, total))
     whole = sum(float(np.sum(b.astype(np.float64) ** 2)) for _, b in pairs)
     return sum(float(np.sum((b.astype(np.float64) - a) ** 2)) for a, b in pairs) / whole if whole > 0 else float("nan")
 

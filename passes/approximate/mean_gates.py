@@ -1,0 +1,127 @@
+"""A gate on channels becomes the number that it is on average (paper 42 does so where a gate never changes; here it hardly does).
+
+``y = h * g(h)``: g has one number a channel, made from all of h (a pooling, two small products, a sigmoid: squeeze and excitation). With a
+constant c instead, the least-squares solution on calibration data is, channel by channel::
+
+    min_c E||h * (g - c)||²   ->   c = E[g h²] / E[h²]
+
+The product by c folds into the weights beside it by exact laws, and the pooling and all that follows it are dead. A gate tells inputs apart,
+or it would not have been trained: how much of that is left without it, only the whole model's metric says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from passes.approximate.candidate import Candidate, Refusal, Site, Wanted
+from passes.approximate.substitution import Substitution
+from passes.calibrate import aligned
+from rewriter.edit import is_op, tensor
+
+Array = np.ndarray
+LONGEST = 16
+"""Nodes of a gate: what takes more is a branch of the network and no gate."""
+
+
+class MeanGates:
+    """Products of a value and of one number for each of its channels, made from that value alone."""
+
+    name = "mean-gate"
+
+    def wants(self, model: ir.Model) -> Wanted:
+        return Wanted(frozenset(v.name or "" for gated, gate, _ in gates(model) for v in (gated, gate)))
+
+    def propose(self, site: Site) -> Iterator[Candidate | Refusal]:
+        for gated, gate, product in gates(site.model):
+            name, source = product.name or "", gated.name or ""
+            pairs = [(h, g) for h, g in aligned(site.recorded[source], site.recorded[gate.name or ""])]
+            axis = _channel_axis(pairs)
+            if axis is None:
+                yield Refusal(self.name, name, "the gate has more than one number for a channel")
+                continue
+            constant, lost = _fitted(pairs, axis)
+            covers = frozenset({name, gate.name or ""})
+            yield Candidate(self.name, name, covers, _Apply(gate.name or "", constant), unit=((source,), name), lost=lost)
+
+
+def gates(model: ir.Model) -> Iterator[tuple[ir.Value, ir.Value, ir.Value]]:
+    """(h, g, h * g) wherever g is smaller than h, as far as shapes say, and made from h and weights alone."""
+    for node in model.graph:
+        if not is_op(node, "Mul"):
+            continue
+        for gated, gate in (tuple(node.inputs), tuple(node.inputs)[::-1]):
+            if gated is None or gate is None or gate is gated or tensor(gate) is not None:
+                continue
+            if _is_channel_wise(gate) and _made_from(gate, gated):
+                yield gated, gate, node.outputs[0]
+                break
+
+
+def _is_channel_wise(gate: ir.Value) -> bool:
+    """[N, C, 1, 1], [N, 1, C] and the like, with a C that is known: a constant has one length."""
+    if gate.shape is None or len(gate.shape) < 3:
+        return False
+    lengths = [d for d in list(gate.shape)[1:] if d != 1]
+    return len(lengths) == 1 and isinstance(lengths[0], int) and lengths[0] > 1
+
+
+def _made_from(gate: ir.Value, source: ir.Value) -> bool:
+    """Does everything that the gate is computed from come from there?"""
+    found: set[ir.Node] = set()
+    waiting, reached = [gate], False
+    while waiting:
+        value = waiting.pop()
+        if value is source:
+            reached = True
+            continue
+        maker = value.producer()
+        if maker is None:
+            if not value.is_initializer():
+                return False
+            continue
+        if maker not in found:
+            found.add(maker)
+            if len(found) > LONGEST or any(a.type == ir.AttributeType.GRAPH for a in maker.attributes.values()):
+                return False
+            waiting += [v for v in maker.inputs if v is not None]
+    return reached
+
+
+def _channel_axis(pairs: list[tuple[Array, Array]]) -> int | None:
+    """Where the channels of a gate stand, if it has one number for each and is spread over something."""
+    axes = {k for h, g in pairs for k in range(1, g.ndim) if g.shape[k] != 1}
+    if len(axes) != 1:
+        return None
+    (axis,) = axes
+    fits = all(h.ndim == g.ndim and h.shape[axis] == g.shape[axis] and h.size > g.size for h, g in pairs)
+    return axis if fits else None
+
+
+def _fitted(pairs: list[tuple[Array, Array]], axis: int) -> tuple[Array, float]:
+    """c, of the gate's shape for a batch of one, and ||h * (g - c)||² / ||h * g||²."""
+    energies = [_over_places(h.astype(np.float64) ** 2, axis) for h, _ in pairs]  # [N, C]
+    values = [np.moveaxis(g.astype(np.float64), axis, 1).reshape(len(g), -1) for _, g in pairs]  # [N or 1, C]
+    weight = sum(e.sum(axis=0) for e in energies)
+    mean = np.mean(np.concatenate(values), axis=0)
+    constant = np.where(weight > 0, sum((e * g).sum(axis=0) for e, g in zip(energies, values, strict=True)) / np.where(weight > 0, weight, 1.0), mean)
+    lost = sum(float((e * (g - constant) ** 2).sum()) for e, g in zip(energies, values, strict=True))
+    whole = sum(float((e * g**2).sum()) for e, g in zip(energies, values, strict=True))
+    shape = [1] * pairs[0][1].ndim
+    shape[axis] = -1
+    return constant.astype(np.float32).reshape(shape), lost / max(whole, 1e-30)
+
+
+def _over_places(squares: Array, axis: int) -> Array:
+    """Sums for each sample and channel."""
+    return np.asarray(np.moveaxis(squares, axis, 1).reshape(len(squares), squares.shape[axis], -1).sum(axis=2))
+
+
+class _Apply:
+    def __init__(self, gate: str, values: Array) -> None:
+        self._gate, self._values = gate, values
+
+    def __call__(self, graph: Substitution) -> None:
+        graph.replace(self._gate, graph.stored(self._values, f"{self._gate}_mean"))
