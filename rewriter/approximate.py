@@ -115,7 +115,7 @@ def _enough(work: Workpiece, best: Point | None) -> str:
     if best is not None and best.error.upper > ROOM * work.budget.metric:
         return f"not tried: an answer without it uses {best.error.upper / work.budget.metric:.0%} of the budget"
     spent = time.monotonic() - work.start
-    return f"not tried: {spent:.0f} seconds had gone by" if spent > PATIENCE else ""
+    return f"not tried: {spent:.0f} seconds had gone by" if spent > 2 * PATIENCE else ""
 
 
 def _follow(work: Workpiece, plan: Plan, again: Callable[[ir.Model], ir.Model], *, alone: bool) -> _Answer:

@@ -34,8 +34,10 @@ MOST = 2048
 BATCH = 8
 """Samples that are run at once where the model lets the batch open."""
 IN_MEMORY = 256 << 20
-SPLITS = 4
-"""Disjoint parts of what was not used for fitting: the spread over them is the confidence."""
+SPLITS = (4, 16)
+"""Disjoint parts of what was not used for fitting, at least and at most: the spread over them is the confidence."""
+PART = 64
+"""Samples of a part, where there are enough for more than the fewest parts. Of few parts little is known of the spread."""
 
 
 class _Kept:
@@ -115,11 +117,13 @@ def read_calibration(given: Any, graph: ir.Graph, progress: Callable[[str], None
 
 
 def _divide(found: CalibrationSet, seed: int = 0) -> None:
-    """Half for fitting, the rest in ``SPLITS`` parts (two at least), shuffled: data often lie in order of class."""
+    """Half for fitting, the rest in parts (two at least), shuffled: data often lie in order of class."""
     order = np.random.default_rng(seed).permutation(len(found.batches)).tolist()
     half = len(order) // 2
     found.fitting, rest = order[:half], order[half:]
-    parts = max(2, min(SPLITS, len(rest) // 2))
+    fewest, most = SPLITS
+    wanted = found.samples * len(rest) // max(1, len(order)) // PART
+    parts = max(2, min(max(fewest, min(most, wanted)), len(rest) // 2))
     found.splits = [part for k in range(parts) if (part := rest[k::parts])]
 
 

@@ -71,18 +71,19 @@ class Trials:
         for key in keys if worker.alive else ():
             worker.ask({"do": "drop", "key": key})
 
-    def call(self, key: str, feed: Sequence[Array]) -> list[Array]:
+    def call(self, key: str, feed: Sequence[Array], worker: Worker | None = None) -> list[Array]:
         """The outputs for inputs in graph order."""
-        return self._worker.ask({"do": "run", "key": key}, [np.ascontiguousarray(a).reshape(a.shape) for a in feed])[1]
+        return (worker or self._worker).ask({"do": "run", "key": key}, [np.ascontiguousarray(a).reshape(a.shape) for a in feed])[1]
 
-    def outputs(self, model: ir.Model, feeds: Iterable[Feed]) -> list[list[Array]]:
-        """The outputs of a variant on every feed. Raises ``RewriterError``."""
+    def outputs(self, model: ir.Model, feeds: Iterable[Feed], *, timed: bool = False) -> list[list[Array]]:
+        """The outputs of a variant on every feed; ``timed``: on the engine that it is timed on. Raises ``RewriterError``."""
         names = [v.name or "" for v in model.graph.inputs]
-        key = self.load(model)
+        worker = self._timer if timed else self._worker
+        key = self.load(model, worker)
         try:
-            return [self.call(key, [feed[n] for n in names]) for feed in feeds]
+            return [self.call(key, [feed[n] for n in names], worker) for feed in feeds]
         finally:
-            self.drop(key)
+            self.drop(key, worker=worker)
 
     def times(self, variants: Mapping[str, tuple[ir.Model, Sequence[Array]]], *, rounds: int = ROUNDS, turn: float = TURN) -> dict[str, float]:
         """Median microseconds of each, in alternating turns; infinite for what does not run."""

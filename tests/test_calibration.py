@@ -57,11 +57,13 @@ def test_targets_stay_with_their_samples(tmp_path: Path) -> None:
         assert [int(t[0]) for t in found.targets(found.measuring)] == [int(Y[k]) for k in found.measuring]
 
 
-def test_fitting_and_splits_are_disjoint_and_complete() -> None:
-    found = read_calibration(X, graph())
-    parts = [found.fitting, *found.splits]
-    assert len(found.splits) == module.SPLITS
-    assert sorted(p for part in parts for p in part) == list(range(64))
+@pytest.mark.parametrize("count, parts", [(5, 2), (64, 4), (512, 4), (1024, 8), (2040, 15)])
+def test_fitting_and_splits_are_disjoint_and_complete(count: int, parts: int) -> None:
+    """Many samples are many parts: their spread is better known."""
+    found = read_calibration(np.resize(X, (count, 3)) + np.arange(count, dtype=np.float32)[:, None], graph())
+    assert len(found.splits) == parts
+    assert sorted(p for part in (found.fitting, *found.splits) for p in part) == list(range(count))
+    assert max(map(len, found.splits)) - min(map(len, found.splits)) <= 1
 
 
 def test_an_open_batch_is_cut_into_several_samples() -> None:

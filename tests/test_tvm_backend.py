@@ -316,6 +316,17 @@ def test_codes_that_were_rounded_the_other_way_are_no_difference() -> None:
     assert regions._difference(coded, [few], *args) is None
     assert "off" in (regions._difference(coded, [many], *args) or "")
     assert "off" in (regions._difference(plain, [few], *args) or "")
+    codes = np.random.default_rng(1).integers(60, 200, 1000).astype(np.uint8)
+    given = model_of("main (float[1000] x) => (uint8[1000] y) <float s = {0.1}, uint8 z = {7}> { y = QuantizeLinear(x, s, z) }")
+    whole = model_of("main (uint8[1000] x) => (uint8[1000] y) { y = Identity(x) }")
+    one, all_, far = codes.copy(), codes + np.uint8(1), codes.copy()
+    one[17] += np.uint8(1)
+    far[17] ^= np.uint8(128)
+    args = ([codes], [codes], regions.FAR)
+    assert regions._difference(given, [one], *args) is None
+    for wrong in (all_, far):
+        assert "differs" in (regions._difference(given, [wrong], *args) or "")
+    assert "differs" in (regions._difference(whole, [one], *args) or "")
 
 
 def test_refusals() -> None:
