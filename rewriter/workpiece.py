@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,6 +44,7 @@ class Workpiece:
         self.exact_bytes = weight_bytes(exact)
         self.lost = Worsening(0.0, 0.0)
         self.start = time.monotonic()
+        self._pace = math.inf
         self._sites: dict[int, Seen] = {}
         names = [v.name or "" for v in exact.graph.inputs]
         first = data.feed(data.measuring[0])
@@ -98,6 +100,18 @@ class Workpiece:
             )  # fmt: skip
         finally:
             self.trials.drop(key)
+
+    def times(self, variants: Mapping[str, ir.Model]) -> dict[str, float]:
+        """Microseconds of each (of what ``trials.stored`` gave), at the pace at which the exact graph ran when it was first timed: the machine
+        may be slower later, and answers that were timed apart are compared."""
+        beside = {"exact": self.exact, **variants}
+        for kept in {id(self.exact): self.exact, id(self.graph): self.graph}.values():
+            self.trials.keep(kept)
+        times = self.trials.times({name: (model, self.example) for name, model in beside.items()}, turn=0.05)
+        if not math.isfinite(self._pace):
+            self._pace = times["exact"]
+        factor = self._pace / times["exact"] if math.isfinite(times["exact"]) and times["exact"] > 0 and math.isfinite(self._pace) else 1.0
+        return {name: factor * time for name, time in times.items() if name in variants}
 
     def outputs(self, model: ir.Model, places: Sequence[int]) -> list[list[Array]]:
         return self.trials.outputs(model, self.data.feeds(places))
