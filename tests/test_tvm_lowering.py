@@ -459,3 +459,28 @@ def test_the_database_remembers_and_never_fails(tmp_path: Path) -> None:
     lost.keep(kernel, machine, (1, 8, 32), 1e-6, 3)
     assert lost.find(kernel, machine, 1) is None
     assert Database(tmp_path).find(kernel, machine, 1) is None  # a folder
+
+
+def cell(steps: int, batch: int, outputs: str, states: str, bias: str = "b", attributes: str = "") -> onnx.ModelProto:
+    text = f"g (float[{steps},{batch},6] x, float[1,{batch},5] h, float[1,{batch},5] c) => (y, z) {{\n" + (
+        f" {outputs} = LSTM <hidden_size=5{attributes}> (x, w, r, {bias}, {states})\n y = Exp (Y)\n z = Exp (Z) }}"
+    )
+    return model(text, w=weight(1, 20, 6), r=weight(1, 20, 5, seed=1), b=weight(1, 40, seed=2))
+
+
+@pytest.mark.parametrize("steps, batch", [(1, 1), (1, 3), (3, 1), (4, 2)])
+@pytest.mark.parametrize("outputs, states, bias", [("Y, , Z", ", h, c", "b"), (", Y, Z", ", h, c", ""), ("Y, Z", "", "b"), ("Y, , Z", ", , c", "b")])
+def test_an_lstm_of_few_steps(steps: int, batch: int, outputs: str, states: str, bias: str, here: Machine, tmp_path: Path) -> None:
+    x, h, c = weight(steps, batch, 6, seed=5) * 3, weight(1, batch, 5, seed=6), weight(1, batch, 5, seed=7)
+    proto = cell(steps, batch, outputs, states, bias)
+    agree(proto, x, h, c, folder=tmp_path, machine=here)
+
+
+def test_an_lstm_that_stays() -> None:
+    said = {
+        "more than 4": cell(5, 1, "Y, , Z", ", h, c"),
+        "only forward": cell(1, 1, "Y, , Z", ", h, c", attributes=', direction="reverse"'),
+        "its usual": cell(1, 1, "Y, , Z", ", h, c", attributes=', activations=["Tanh", "Tanh", "Tanh"]'),
+    }
+    for why, proto in said.items():
+        assert any(why in reason for reason in refusals(proto).values()), why
