@@ -484,3 +484,24 @@ def test_an_lstm_that_stays() -> None:
     }
     for why, proto in said.items():
         assert any(why in reason for reason in refusals(proto).values()), why
+
+
+@pytest.mark.parametrize("mode", ["constant", "reflect", "edge", "wrap"])
+@pytest.mark.parametrize("pads", [(0, 0, 0, 0, 0, 4), (0, 1, 2, 0, 0, 3), (0, -1, 2, 0, 1, -2), (1, 0, 0, 0, 0, 0)])
+def test_borders(mode: str, pads: tuple[int, ...], here: Machine, tmp_path: Path) -> None:
+    if min(pads) < 0 and mode != "constant":
+        pads = tuple(map(abs, pads))
+    shape = (2, 3, 9)
+    text = f'g (float[2,3,9] x) => (y) {{ a = Abs (x)\n p = Pad <mode="{mode}"> (a, n)\n y = Exp (p) }}'
+    proto = model(text, opset=20, n=np.array(pads, np.int64))
+    agree(proto, weight(*shape), folder=tmp_path, machine=here)
+    some = [k for k in range(3) if pads[k] or pads[k + 3]]
+    proto = model(text.replace("(a, n)", "(a, n, v, k)"), n=np.array([pads[k + m] for m in (0, 3) for k in some], np.int64),
+                  v=np.float32(1.5), k=np.array(some) - 3)  # fmt: skip
+    agree(proto, weight(*shape), folder=tmp_path, machine=here)
+
+
+def test_borders_that_stay() -> None:
+    for text, why in (("x, n", "are not constants"), ('x, m', "reflect by 9")):
+        proto = model(f'g (float[2,9] x, int64[4] n) => (float[2,18] y) {{ y = Pad <mode="reflect"> ({text}) }}', m=np.array([0, 0, 0, 9]), o=np.array([0, -1, 0, 1]))
+        assert why in " ".join(refusals(proto).values())

@@ -390,6 +390,12 @@ def _lstm(graph: Graph, node: Node) -> None:
     lstm(graph, node)
 
 
+def _pad(graph: Graph, node: Node) -> None:
+    from backends.tvm.pads import pad  # which imports this file
+
+    pad(graph, node)
+
+
 SPELLINGS: dict[str, Callable[[Graph, Node], None]] = {
     "Constant": _constant, "Identity": _alias, "Dropout": _alias, "Conv": _conv, "ConvTranspose": _conv,
     "BatchNormalization": _batch_norm, "Gemm": _gemm, "Sum": _fold_pairs("Add"), "Mean": _fold_pairs("Add"),
@@ -397,7 +403,7 @@ SPELLINGS: dict[str, Callable[[Graph, Node], None]] = {
     "GatherND": _gather_nd, "QuantizeLinear": _quantize, "DequantizeLinear": _quantize,
     "GlobalAveragePool": _global("ReduceMean"), "GlobalMaxPool": _global("ReduceMax"), "Transpose": _transpose,
     "Reshape": _only_data("Reshape"), "Flatten": _only_data("Reshape"), "Squeeze": _only_data("Reshape"),
-    "Unsqueeze": _only_data("Reshape"), "Expand": _only_data("Expand"), "Clip": _clip, "LSTM": _lstm,
+    "Unsqueeze": _only_data("Reshape"), "Expand": _only_data("Expand"), "Clip": _clip, "LSTM": _lstm, "Pad": _pad,
     **{f"Reduce{kind}": _reduce for kind in (
         "L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")},
 }  # fmt: skip

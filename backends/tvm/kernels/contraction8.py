@@ -33,11 +33,13 @@ _PMADDWD = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.
 
 
 def convolves_fast(machine: Machine, weights: Array) -> bool:
-    """Is a convolution faster on 8-bit numbers than on floats there? ``weights``: int8 [outputs, channels, taps, taps].
+    """Is a convolution faster on 8-bit numbers than on floats there? ``weights``: int8 [outputs, channels, taps, taps], or of a line [.., taps].
 
     Where 16-bit numbers are multiplied in pairs it is not: floats have Winograd's way."""
     if machine.vnni or machine.lanes <= 4:
         return machine.vnni
+    if weights.ndim == 3:
+        weights = weights[:, :, None]
     if weights.shape[1] % 2 and weights.shape[3] > 1:  # taps of a line follow each other, or not: pairs may be any two
         return bool((np.abs(weights.astype(np.int32)) <= 64).all())
     return pairs_fit(weights.transpose(2, 3, 1, 0))
