@@ -16,6 +16,7 @@ from passes.fold_shapes import fold_shapes
 from passes.gathernd_to_gather import gathernd_to_gather
 from passes.gemm_to_matmul import gemm_to_matmul
 from passes.inline_constants import inline_constants
+from passes.one_hot_to_gather import one_hot_to_gather
 from passes.pad_into_conv import pad_into_conv
 from passes.part_batch import part_batch
 from passes.recognise_gelu import recognise_gelu
@@ -49,6 +50,7 @@ NORMALISE: tuple[Pass, ...] = (
     sum_to_einsum,
     einsum_to_matmul,
     gemm_to_matmul,
+    one_hot_to_gather,
 )
 
 

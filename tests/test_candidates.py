@@ -325,32 +325,65 @@ def test_a_gate_that_changes_and_one_that_was_hardly_seen() -> None:
 
 EXCITED = """g (float[n,8,h,w] x) => (y) {
     c = Conv (x, k, b)\n r = Relu (c)\n p = GlobalAveragePool (r)\n d = Conv (p, k1)\n e = Relu (d)\n f = Conv (e, k2)\n g = HardSigmoid (f)
-    m = Mul (GATED)\n y = Conv (m, v) }"""
+    m = Mul (GATED)\n TAIL }"""
 
 
-def excited() -> dict[str, Array]:
-    shapes = {"k": (8, 8, 1, 1), "b": (8,), "k1": (4, 8, 1, 1), "k2": (8, 4, 1, 1), "v": (6, 8, 1, 1)}
-    return {name: RNG.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+def excited(order: str, tail: str) -> ir.Model:
+    shapes = {"k": (8, 8, 1, 1), "b": (8,), "k1": (4, 8, 1, 1), "k2": (8, 4, 1, 1), "v": (6, 8, 1, 1), "q": (6, 8, 3, 3), "o": (6,)}
+    weights = {name: RNG.standard_normal(shape) for name, shape in shapes.items()}
+    return model(EXCITED.replace("GATED", order).replace("TAIL", tail), **weights)
+
+
+def seen(graph: ir.Model, feeds: Iterable[Array], *names: str) -> list[Array]:
+    probe = onnxruntime.build(ir.to_proto(with_outputs(graph, list(names))), threads=1)
+    found = [list(probe(x))[1:] for x in feeds]
+    return [np.concatenate([f[k] for f in found]).astype(np.float64) for k in range(len(names))]
 
 
 @pytest.mark.parametrize("order", ["r, g", "g, r"])
-def test_a_gate_on_channels_becomes_what_it_is_on_average(order: str) -> None:
-    graph, feeds = model(EXCITED.replace("GATED", order), **excited()), some(2, 8, 5, 7)
+@pytest.mark.parametrize("tail", ["y = Conv (m, q)", "y = Exp (m)", "y = Conv (m, v)\n z = Exp (m)"])
+def test_a_gate_on_channels_becomes_what_it_is_on_average(order: str, tail: str) -> None:
+    """Read by a window, by something else, or twice: the least-squares constant of each channel."""
+    graph, feeds = excited(order, tail), some(2, 8, 5, 7)
     (candidate,), refused = proposed(MeanGates(), graph, feeds)
     assert not refused and candidate.site == "m"
-    probe = onnxruntime.build(ir.to_proto(with_outputs(graph, ["r", "g", "m"])), threads=1)
-    seen = [list(probe(x))[1:] for x in feeds]
-    h, g = (np.concatenate([s[k] for s in seen]).astype(np.float64) for k in (0, 1))
-    constant = (g * h**2).sum((0, 2, 3)) / (h**2).sum((0, 2, 3))
-    lost = np.sum((h * (g - constant[:, None, None])) ** 2) / np.sum((h * g) ** 2)
+    h, g, m = seen(graph, feeds, "r", "g", "m")
+    constant = ((g * h**2).sum((0, 2, 3)) / (h**2).sum((0, 2, 3)))[:, None, None]
+    lost = np.sum((h * (g - constant)) ** 2) / np.sum(m**2)
     assert np.isclose(candidate.layer_error, lost, rtol=1e-5) and lost > 0
     new = substituted(graph, [candidate])
-    got = onnxruntime.build(ir.to_proto(with_outputs(new, ["m"])), threads=1)(feeds[0])[1]
-    np.testing.assert_allclose(got, seen[0][0] * constant[:, None, None], rtol=1e-4, atol=1e-6)
-    worse = h * (g - 1.02 * constant[:, None, None])
-    assert np.sum(worse**2) > np.sum((h * (g - constant[:, None, None])) ** 2)
-    kinds = [n.op_type for n in rewriter.optimize(new).ir_model.graph]
-    assert kinds == ["Conv", "Relu", "Conv"], "the constant is in the weights"
+    (got,) = seen(new, feeds[:1], "m")
+    np.testing.assert_allclose(got, h[:2] * constant, rtol=1e-4, atol=1e-6)
+    assert all(np.sum((h * (g - f * constant)) ** 2) > lost * np.sum(m**2) for f in (0.98, 1.02)), "no other constant is nearer"
+    if "q" in tail:
+        assert [n.op_type for n in rewriter.optimize(new).ir_model.graph] == ["Conv", "Relu", "Conv"], "the constant is in the weights"
+
+
+@pytest.mark.parametrize("tail", ["y = Conv (m, v)", "y = Conv (m, v, o)", "y = Conv <strides=[2,2]> (m, v, o)"])
+def test_a_product_is_fitted_to_what_the_gate_scaled(tail: str) -> None:
+    """As near as a product with an offset can be, and the gate's network is gone."""
+    graph, feeds = excited("r, g", tail), some(2, 8, 5, 7)
+    (candidate,), _ = proposed(MeanGates(), graph, feeds)
+    new = substituted(graph, [candidate])
+    assert [n.op_type for n in new.graph] == ["Conv", "Relu", "Conv"]
+    (h,) = seen(graph, feeds, "r")
+    got, wanted = (np.concatenate([outputs(made, x)[0] for x in feeds]) for made in (new, graph))
+    if "strides" not in tail:
+        rows, targets = (np.moveaxis(a, 1, -1).reshape(-1, a.shape[1]) for a in (h, wanted))
+        bar = np.concatenate([rows, np.ones((len(rows), 1))], axis=1)
+        best = float(np.sum((bar @ np.linalg.lstsq(bar, targets, rcond=None)[0] - targets) ** 2))
+        assert 0.999 * best <= float(np.sum((got - wanted) ** 2)) <= 1.001 * best
+    assert np.sum((got - wanted) ** 2) < 0.1 * np.sum(wanted**2)
+
+
+def test_tokens_have_gates_too() -> None:
+    text = "g (float[2,5,8] x) => (y) { one = Constant <value_ints=[1]> ()\n p = ReduceMean <keepdims=1> (x, one)\n g = Sigmoid (p)\n m = Mul (g, x)\n y = MatMul (m, w) }"
+    graph, feeds = model(text, w=RNG.standard_normal((8, 3))), some(2, 5, 8)
+    (candidate,), _ = proposed(MeanGates(), graph, feeds)
+    new = substituted(graph, [candidate])
+    assert [n.op_type for n in new.graph if n.op_type != "Constant"] == ["MatMul"]
+    got, want = (np.concatenate([outputs(m, x)[0] for x in feeds]) for m in (new, graph))
+    assert np.isclose(np.sum((got - want) ** 2) / np.sum(want**2), candidate.layer_error, rtol=1e-3)
 
 
 def test_what_is_no_gate_on_channels() -> None:

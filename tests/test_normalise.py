@@ -19,6 +19,7 @@ from passes.fold_shapes import MOST_NUMBERS, fold_shapes
 from passes.gathernd_to_gather import gathernd_to_gather
 from passes.gemm_to_matmul import gemm_to_matmul
 from passes.inline_constants import inline_constants
+from passes.one_hot_to_gather import one_hot_to_gather
 from passes.pad_into_conv import pad_into_conv
 from passes.recognise_gelu import recognise_gelu
 from passes.recognise_layernorm import recognise_layernorm
@@ -590,6 +591,43 @@ def test_rows_by_one_index(make: str) -> None:
 
 def test_single_entries_stay() -> None:
     untouched("main (float[4, 3] x) => (float[1] y) <int64[1, 2] i = {2, 1}> { y = GatherND(x, i) }", gathernd_to_gather)
+
+
+# --- one_hot_to_gather
+
+
+TABLE = "float[4, 3] e = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}"
+
+
+@pytest.mark.parametrize("numbers", ["int32[4] r = {0, 1, 2, 3}", "int32[1, 1, 4] r = {0, 1, 2, 3}"])
+@pytest.mark.parametrize("order", ["i, r", "r, i"])
+def test_one_hot_rows_pick_rows(numbers: str, order: str) -> None:
+    """Rows that are not there are zeros."""
+    body = f"""main (float[2, 6, 1] x) => (float[2, 6, 3] y) <{numbers}, {TABLE}> {{
+        i = Cast<to: int = 6>(x)  m = Equal({order})  f = Cast<to: int = 1>(m)  y = MatMul(f, e) }}"""
+    after = one_hot_to_gather(read(body))
+    assert "MatMul" not in ops(after) and "Gather" in ops(after)
+    x = np.array([[0, 1, 2, 3, -1, 4], [3, 3, -4, 100, 0, 2]], np.float32)[..., None]
+    np.testing.assert_array_equal(run_ort(parse(body), {"x": x})[0], run_ort(ir.to_proto(after), {"x": x})[0])
+
+
+def test_an_operator_of_that_name_counts_from_the_end() -> None:
+    body = f"""main (float[7] x) => (float[7, 3] y) <int64 n = {{4}}, float[2] v = {{0, 1}}, {TABLE}> {{
+        i = Cast<to: int = 7>(x)  f = OneHot(i, n, v)  y = MatMul(f, e) }}"""
+    after = one_hot_to_gather(read(body))
+    assert "OneHot" not in ops(after)
+    x = np.array([0, 3, -1, -4, -5, 4, 90], np.float32)
+    np.testing.assert_array_equal(run_ort(parse(body), {"x": x})[0], run_ort(ir.to_proto(after), {"x": x})[0])
+
+
+@pytest.mark.parametrize("numbers, table, left", [
+    ("int32[4] r = {0, 1, 3, 2}", TABLE, "f, e"), ("int32[4] r = {1, 2, 3, 4}", TABLE, "f, e"),
+    ("int32[1, 2, 1, 4] r = {0, 1, 2, 3, 0, 1, 2, 3}", TABLE, "f, e"),
+    ("int32[4] r = {0, 1, 2, 3}", "float[4, 1] e = {1, 2, inf, 3}", "f, e"), ("int32[4] r = {0, 1, 2, 3}", "float[2, 6] e = {0,0,0,0,0,0,0,0,0,0,0,0}", "e, f"),
+])  # fmt: skip
+def test_what_is_no_one_hot_product(numbers: str, table: str, left: str) -> None:
+    given = f"""main (int32[6, 1] x) => (y) <{numbers}, {table}> {{ m = Equal(x, r)  f = Cast<to: int = 1>(m)  y = MatMul({left}) }}"""
+    untouched(given, one_hot_to_gather)
 
 
 # --- choose_constant_branch

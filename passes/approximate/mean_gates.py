@@ -1,12 +1,14 @@
 """A gate on channels becomes the number that it is on average (paper 42 does so where a gate never changes; here it hardly does).
 
-``y = h * g(h)``: g has one number a channel, made from all of h (a pooling, two small products, a sigmoid: squeeze and excitation). With a
-constant c instead, the least-squares solution on calibration data is, channel by channel::
+``y = W (h * g(h)) + b``: g has one number a channel, made from all of h (a pooling, two small products, a sigmoid: squeeze and excitation), and
+a product W of constant weights reads what it scales. Without the gate, what W reads is h itself. The best that a product of h can do instead
+is, on calibration data, the least-squares solution with an offset::
 
-    min_c E||h * (g - c)||²   ->   c = E[g h²] / E[h²]
+    min_{V,d} E||W (h * g) - V h - d||²     ->     [V d] = W E[(h * g) h̄ᵀ] (E[h̄ h̄ᵀ] + e I)⁻¹,     h̄ = [h 1]
 
-The product by c folds into the weights beside it by exact laws, and the pooling and all that follows it are dead. A gate tells inputs apart,
-or it would not have been trained: how much of that is left without it, only the whole model's metric says.
+which for a gate that does not change is ``V = W diag(g)``. Where no single product of one tap reads it, channel by channel a constant takes the
+gate's place, ``c = E[g h²] / E[h²]``, and folds into the weights beside it by exact laws. Either way the pooling and all that follows it are dead.
+A gate tells inputs apart, or it would not have been trained: how much of that is lost without it, only the whole model's metric says.
 """
 
 from __future__ import annotations
@@ -17,13 +19,19 @@ import numpy as np
 import onnx_ir as ir
 
 from passes.approximate.candidate import Candidate, Refusal, Site, Wanted
+from passes.approximate.products import Product, products
 from passes.approximate.substitution import Substitution
 from passes.calibrate import aligned
-from rewriter.edit import is_op, tensor
+from rewriter.edit import is_op, tensor, uses
 
 Array = np.ndarray
+Pairs = list[tuple[Array, Array]]
 LONGEST = 16
 """Nodes of a gate: what takes more is a branch of the network and no gate."""
+ROWS = 16384
+"""Rows that a product is fitted to."""
+RIDGE = 1e-4
+"""Of the mean square of a channel."""
 
 
 class MeanGates:
@@ -35,16 +43,28 @@ class MeanGates:
         return Wanted(frozenset(v.name or "" for gated, gate, _ in gates(model) for v in (gated, gate)))
 
     def propose(self, site: Site) -> Iterator[Candidate | Refusal]:
-        for gated, gate, product in gates(site.model):
-            name, source = product.name or "", gated.name or ""
+        readers = {p.input: p for p in products(site.model) if p.groups == 1}
+        for gated, gate, scaled in gates(site.model):
+            name, source = scaled.name or "", gated.name or ""
             pairs = [(h, g) for h, g in aligned(site.recorded[source], site.recorded[gate.name or ""])]
             axis = _channel_axis(pairs)
             if axis is None:
                 yield Refusal(self.name, name, "the gate has more than one number for a channel")
                 continue
-            constant, lost = _fitted(pairs, axis)
+            reader = readers.get(name) if uses(scaled) == 1 else None
+            pointwise = reader is not None and axis == (1 if reader.is_convolution else pairs[0][0].ndim - 1)
+            if reader is not None and pointwise and reader.weights.shape[1] == pairs[0][1].shape[axis]:
+                yield self._with_reader(source, gate.name or "", name, reader, pairs, axis)
+                continue
+            constant, lost = _constant(pairs, axis)
             covers = frozenset({name, gate.name or ""})
-            yield Candidate(self.name, name, covers, _Apply(gate.name or "", constant), unit=((source,), name), lost=lost)
+            yield Candidate(self.name, name, covers, _Fixed(gate.name or "", constant), unit=((source,), name), lost=lost)
+
+    def _with_reader(self, source: str, gate: str, name: str, reader: Product, pairs: Pairs, axis: int) -> Candidate:
+        weights, offset, lost = _fitted(reader.weights, pairs, axis, offset=reader.is_convolution)
+        return Candidate(
+            self.name, name, reader.covers | {name, gate}, _Fitted(reader, source, weights, offset), unit=((source,), reader.timed), lost=lost
+        )
 
 
 def gates(model: ir.Model) -> Iterator[tuple[ir.Value, ir.Value, ir.Value]]:
@@ -90,7 +110,7 @@ def _made_from(gate: ir.Value, source: ir.Value) -> bool:
     return reached
 
 
-def _channel_axis(pairs: list[tuple[Array, Array]]) -> int | None:
+def _channel_axis(pairs: Pairs) -> int | None:
     """Where the channels of a gate stand, if it has one number for each and is spread over something."""
     axes = {k for h, g in pairs for k in range(1, g.ndim) if g.shape[k] != 1}
     if len(axes) != 1:
@@ -100,7 +120,28 @@ def _channel_axis(pairs: list[tuple[Array, Array]]) -> int | None:
     return axis if fits else None
 
 
-def _fitted(pairs: list[tuple[Array, Array]], axis: int) -> tuple[Array, float]:
+def _fitted(weights: Array, pairs: Pairs, axis: int, *, offset: bool) -> tuple[Array, Array, float]:
+    """V, d (zeros without ``offset``), and ||W (h * g) - V h - d||² / ||W (h * g)||²."""
+    before = np.concatenate([_rows(h, axis) for h, _ in pairs])
+    after = np.concatenate([_rows(h * g, axis) for h, g in pairs])
+    step = max(1, len(before) // ROWS)
+    h, scaled = before[::step].astype(np.float64), after[::step].astype(np.float64)
+    bar = np.concatenate([h, np.full((len(h), 1), float(offset))], axis=1)
+    square = bar.T @ bar
+    square[np.diag_indices_from(square)] += RIDGE * float(np.mean(np.diag(square))) + 1e-12
+    wanted = scaled @ weights.T.astype(np.float64)
+    solution = np.linalg.solve(square, bar.T @ wanted)  # [channels + 1, outputs]
+    left = wanted - bar @ solution
+    lost = float(np.sum(left**2)) / max(float(np.sum(wanted**2)), 1e-30)
+    return solution[:-1].T.astype(np.float32), (solution[-1] * float(offset)).astype(np.float32), lost
+
+
+def _rows(array: Array, axis: int) -> Array:
+    moved = np.moveaxis(array, axis, -1)
+    return np.asarray(moved.reshape(-1, moved.shape[-1]))
+
+
+def _constant(pairs: Pairs, axis: int) -> tuple[Array, float]:
     """c, of the gate's shape for a batch of one, and ||h * (g - c)||² / ||h * g||²."""
     energies = [_over_places(h.astype(np.float64) ** 2, axis) for h, _ in pairs]  # [N, C]
     values = [np.moveaxis(g.astype(np.float64), axis, 1).reshape(len(g), -1) for _, g in pairs]  # [N or 1, C]
@@ -119,9 +160,29 @@ def _over_places(squares: Array, axis: int) -> Array:
     return np.asarray(np.moveaxis(squares, axis, 1).reshape(len(squares), squares.shape[axis], -1).sum(axis=2))
 
 
-class _Apply:
+class _Fixed:
+    """The constant in the gate's place."""
+
     def __init__(self, gate: str, values: Array) -> None:
         self._gate, self._values = gate, values
 
     def __call__(self, graph: Substitution) -> None:
         graph.replace(self._gate, graph.stored(self._values, f"{self._gate}_mean"))
+
+
+class _Fitted:
+    """The product of what was scaled reads what there was before, with weights that were fitted to it."""
+
+    def __init__(self, reader: Product, source: str, weights: Array, offset: Array) -> None:
+        self._output, self._source = reader.output, source
+        self._weights = reader.as_stored(weights)
+        self._bias = (reader.bias if reader.bias is not None else np.zeros(len(offset), np.float32)) + offset if reader.is_convolution else None
+
+    def __call__(self, graph: Substitution) -> None:
+        node = graph.maker(self._output)
+        node.replace_input_with(0, graph.value(self._source))
+        node.replace_input_with(1, graph.stored(self._weights, f"{self._output}_weight"))
+        if self._bias is not None:
+            if len(node.inputs) < 3:
+                node.resize_inputs(3)
+            node.replace_input_with(2, graph.stored(self._bias.astype(np.float32), f"{self._output}_bias"))
