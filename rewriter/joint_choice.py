@@ -85,6 +85,8 @@ class Search:
             self._work.progress(f"choosing, round {number + 1}")
             taken = solve(self._additive(), self._room(self._bound), self._most_bytes())
             known = best[1]
+            if not taken and known is None and self.rounds:
+                taken = self._single()
             if not taken or (known is not None and taken == known.chosen):
                 if known is None:
                     self.reason = "no set of candidates meets the budget and pays" if taken is not None or number else self._no_answer()
@@ -107,6 +109,14 @@ class Search:
         if best[1] is None:
             self.reason = f"none of {ROUNDS} answers was within the budget and better when measured as a whole"
         return best
+
+    def _single(self) -> frozenset[int]:
+        """The candidate that gains most by itself, of those that did not miss yet. A set that missed says too much against its parts: on few
+        samples what it lost is mostly chance, and the one whose gain it was has not been measured without the others."""
+        missed = {k for together in self._problem.excluded if len(together) == 1 for k in together}
+        options = self._additive().options
+        left = [k for k, o in enumerate(options) if k not in missed and o.latency < 0]
+        return frozenset({min(left, key=lambda k: options[k].latency)}) if left and self._most_bytes() is None else frozenset()
 
     def _searched_again(self, taken: frozenset[int]) -> tuple[ir.Model, Point]:
         """The graph with these candidates, searched exactly again; as it was put together where that is faster: laws know nothing of kernels

@@ -21,7 +21,9 @@ import backends
 from backends.isolated import Isolated
 from backends.program import Program
 from passes import normalise
+from passes.approximate import ALL as KINDS
 from passes.approximate import competing
+from passes.approximate.candidate import Approximation
 from passes.collapse_stream import NAME as COLLAPSE
 from passes.collapse_stream import collapse_stream
 from passes.compose import compose
@@ -130,7 +132,8 @@ def optimize(
     """The cheapest graph that computes what ``model`` computes.
 
     ``model``: torch.nn.Module, ExportedProgram, fx.GraphModule, onnx.ModelProto, onnx_ir.Model, or a path to an ONNX file.
-    ``example_inputs``: a tuple as the module takes them, or a dict by input name; optional for ONNX. ``disable``: rules by name.
+    ``example_inputs``: a tuple as the module takes them, or a dict by input name; optional for ONNX. ``disable``: rules by name, exact
+    or approximate ("quantise/int8", or "quantise" for all of them).
     ``objective``: "latency" or "memory". ``constants``: inputs that are fixed; they disappear from the result. ``limits``: fields of
     ``Limits``. ``input_shapes``: freezes symbolic dimensions. Raises ``RewriterError`` for a model or an option that is wrong; never
     because a search failed: then the model comes back as it was, and the report says so.
@@ -330,8 +333,9 @@ def _optimised(source: _Source, search: _Searcher, allowed: _Allowed | None) -> 
     search.watch("approximating")
     again = _Again(source, search, exact)
     for_bytes = search.prices.memory or allowed.budget.weight_bytes is not None
+    plans = search.laws.plans(for_bytes=for_bytes)
     found = approximate(
-        search.structured(source, exact), competing(for_bytes=for_bytes), data, allowed.metric, allowed.budget, again, memory=search.prices.memory,
+        search.structured(source, exact), plans, data, allowed.metric, allowed.budget, again, memory=search.prices.memory,
         example=exact.example, engine=search.engine, threads=search.threads, progress=search.watch.detail,
     )  # fmt: skip
     search.watch.end()
@@ -788,9 +792,15 @@ class _Laws:
 
     rules: Sequence[Rule]
     steps: frozenset[str] = frozenset(WHOLE_GRAPH)
+    off: frozenset[str] = frozenset()
+    """Names that the user disabled."""
 
     def without(self, name: str) -> _Laws:
-        return _Laws([r for r in self.rules if f"{r.theory}/{r.name}" != name], self.steps - {name})
+        return replace(self, rules=[r for r in self.rules if f"{r.theory}/{r.name}" != name], steps=self.steps - {name})
+
+    def plans(self, *, for_bytes: bool) -> Sequence[Sequence[Sequence[Approximation]]]:
+        """Of approximate rewrites."""
+        return [[[kind for kind in stage if not _names_of(kind.name) & self.off] for stage in plan] for plan in competing(for_bytes=for_bytes)]
 
 
 def _rules(rules: str | Iterable[Rule], disable: Sequence[str]) -> _Laws:
@@ -803,7 +813,8 @@ def _rules(rules: str | Iterable[Rule], disable: Sequence[str]) -> _Laws:
     else:
         base, steps = list(rules), set()
     off = {disable} if isinstance(disable, str) else set(disable)
-    known = {n for r in (*rule_base.ALL, *base) for n in _names_of(f"{r.theory}/{r.name}")} | {n for s in WHOLE_GRAPH for n in _names_of(s)}
+    names = [*(f"{r.theory}/{r.name}" for r in (*rule_base.ALL, *base)), *WHOLE_GRAPH, *(kind.name for kind in KINDS)]
+    known = {part for name in names for part in _names_of(name)}
     for name in sorted(off):
         if name not in known:
             import difflib
@@ -811,7 +822,7 @@ def _rules(rules: str | Iterable[Rule], disable: Sequence[str]) -> _Laws:
             near = difflib.get_close_matches(name, sorted(known), 1)
             raise InvalidInput(f"no rule {name!r}" + (f"; did you mean {near[0]!r}?" if near else "; `rewriter rules` lists them"))
     kept = [r for r in base if not _names_of(f"{r.theory}/{r.name}") & off]
-    return _Laws(kept, frozenset(s for s in steps if not _names_of(s) & off))
+    return _Laws(kept, frozenset(s for s in steps if not _names_of(s) & off), frozenset(off))
 
 
 def _names_of(full: str) -> set[str]:

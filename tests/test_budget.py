@@ -330,3 +330,13 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert Path(front).read_text().startswith("<svg")
     assert main(["optimize", source, target, "--budget", "0.05"]) == 2
     assert "budget= needs calibration=" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["quantise", "quantise/int8", "int8"])
+def test_an_approximation_that_is_disabled_is_not_proposed(name: str) -> None:
+    kinds = [kind.name for plan in pipeline._rules("exact", [name]).plans(for_bytes=True) for stage in plan for kind in stage]
+    assert "quantise/int8" not in kinds and "dropped-block" in kinds
+    assert ("quantise/weights" in kinds) == (name != "quantise")
+    assert "quantise/int8" in [kind.name for plan in pipeline._rules("exact", []).plans(for_bytes=False) for stage in plan for kind in stage]
+    with pytest.raises(rewriter.errors.InvalidInput, match="did you mean 'quantise"):
+        pipeline._rules("exact", ["quantize/int8"])
