@@ -183,7 +183,7 @@ class _Told:
         }  # fmt: skip
         declined = [{"rule": m.candidate.rewrite, "site": m.candidate.site, "reason": m.reason} for m, _ in self._sites if m.reason]
         declined += [{"rule": r.rewrite, "site": r.site, "reason": r.reason} for r in self._refused]
-        notes = [*work.data.warnings, *work.judge.notes, self._sentence(chosen, point)]
+        notes = [*work.data.warnings, *work.judge.notes, self._sentence(chosen, point), *_unseen(work, point)]
         return Approximated(self._best.model, section, _rewrites(chosen), declined, notes, None if point is None else _engine_check(work))
 
     def _sentence(self, chosen: Sequence[Measured], point: Point | None) -> str:
@@ -193,6 +193,14 @@ class _Told:
             f"approximate: {len(chosen)} of {len(self._sites)} candidates; the metric is worse by {point.error.mean:.3g} "
             f"({point.error.upper:.3g} at 95 %) on inputs that nothing was fitted to; the budget is {self._work.budget.metric:.3g}"
         )
+
+
+def _unseen(work: Workpiece, point: Point | None) -> list[str]:
+    """A metric that counts samples is the same before and after on every part: then the spread over parts says nothing."""
+    if point is None or not work.judge.additive or any(point.error.splits):
+        return []
+    count = work.data.samples * len(work.data.measuring) // max(1, len(work.data.measuring) + len(work.data.fitting))
+    return [f"the metric did not change on any of {count} samples: a loss of up to {3 / max(1, count):.2g} would not show on so few (95 %)"]
 
 
 def _rewrites(chosen: Sequence[Measured]) -> list[dict[str, Any]]:

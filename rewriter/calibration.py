@@ -34,6 +34,8 @@ MOST = 2048
 BATCH = 8
 """Samples that are run at once where the model lets the batch open."""
 IN_MEMORY = 256 << 20
+FITTED = 48
+"""Batches at most that weights and scales are fitted to: the rest measures errors, which takes many samples where a metric counts."""
 SPLITS = (4, 16)
 """Disjoint parts of what was not used for fitting, at least and at most: the spread over them is the confidence."""
 PART = 64
@@ -117,10 +119,10 @@ def read_calibration(given: Any, graph: ir.Graph, progress: Callable[[str], None
 
 
 def _divide(found: CalibrationSet, seed: int = 0) -> None:
-    """Half for fitting, the rest in parts (two at least), shuffled: data often lie in order of class."""
+    """Half for fitting, ``FITTED`` at most, the rest in parts (two at least), shuffled: data often lie in order of class."""
     order = np.random.default_rng(seed).permutation(len(found.batches)).tolist()
-    half = len(order) // 2
-    found.fitting, rest = order[:half], order[half:]
+    fitted = min(len(order) // 2, FITTED)
+    found.fitting, rest = order[:fitted], order[fitted:]
     fewest, most = SPLITS
     wanted = found.samples * len(rest) // max(1, len(order)) // PART
     parts = max(2, min(max(fewest, min(most, wanted)), len(rest) // 2))

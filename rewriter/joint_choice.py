@@ -18,9 +18,9 @@ from rewriter.errors import RewriterError
 from rewriter.front import finite
 from rewriter.graph import weight_bytes
 from rewriter.metric import Worsening
-from rewriter.workpiece import Workpiece
+from rewriter.workpiece import ANSWERS, Workpiece
 
-ROUNDS = 5
+ROUNDS = ANSWERS
 """How often the program is solved and its answer measured."""
 SLACK = 0.7
 """An answer that uses less of its bound than this is not the last one."""

@@ -15,8 +15,10 @@ from rewriter.errors import BudgetError
 Array = np.ndarray
 Outputs = list[list[Array]]
 """For each batch, the model's outputs."""
-T95 = dict(enumerate((6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812, 1.796, 1.782, 1.771, 1.761, 1.753), start=1))
-"""Student's t, one-sided 95 %, by degrees of freedom (any table)."""
+T95 = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812, 1.796, 1.782, 1.771, 1.761, 1.753, 1.645)
+"""Student's t, one-sided 95 %, for 1, 2, .. degrees of freedom and for many (any table)."""
+T99 = (31.821, 6.965, 4.541, 3.747, 3.365, 3.143, 2.998, 2.896, 2.821, 2.764, 2.718, 2.681, 2.650, 2.624, 2.602, 2.326)
+"""99 %: of five bounds that hold with that, all hold with 95 % (Bonferroni)."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,15 @@ class Worsening:
         return Worsening(self.mean * factor, self.upper * factor, tuple(s * factor for s in self.splits))
 
 
-def bounded(splits: Sequence[float]) -> Worsening:
-    """Mean and Student's bound: mean + t s / sqrt(k)."""
+def bounded(splits: Sequence[float], answers: int = 1) -> Worsening:
+    """Mean and Student's bound: mean + t s / sqrt(k). ``answers``: of how many (five at most) that are judged on these samples the best will be
+    taken: the bounds of all of them hold with 95 %."""
     mean = float(np.mean(splits))
     if not math.isfinite(mean):
         return Worsening(math.inf, math.inf, tuple(splits))
     k = len(splits)
-    upper = mean if k < 2 else mean + T95.get(k - 1, 1.645) * float(np.std(splits, ddof=1)) / math.sqrt(k)
+    table = T95 if answers == 1 else T99
+    upper = mean if k < 2 else mean + table[min(k - 1, len(table)) - 1] * float(np.std(splits, ddof=1)) / math.sqrt(k)
     return Worsening(mean, upper, tuple(splits))
 
 
@@ -61,9 +65,10 @@ def normalised_error(outputs: Any, reference: Any) -> float:
 class Judge:
     """Measures outputs of approximated graphs against the exact graph's, split by split."""
 
-    def __init__(self, metric: Callable[[Any, Any], float] | None, data: CalibrationSet, exact: Outputs) -> None:
-        """``exact``: the exact graph's outputs on ``data.measuring``. Raises ``BudgetError`` where the metric makes no sense of them."""
-        self._metric, self._data = metric, data
+    def __init__(self, metric: Callable[[Any, Any], float] | None, data: CalibrationSet, exact: Outputs, answers: int = 1) -> None:
+        """``exact``: the exact graph's outputs on ``data.measuring``; ``answers``: as for ``bounded``. Raises ``BudgetError`` where the metric
+        makes no sense of them."""
+        self._metric, self._data, self._answers = metric, data, answers
         self._exact = self._by_split(exact)
         self._references = [_joined(part) for part in self._exact]
         self._targets = [_concatenated(data.targets(s)) if data.has_targets else r for s, r in zip(data.splits, self._references, strict=True)]
@@ -89,7 +94,7 @@ class Judge:
         """How much worse than the exact graph's, over the splits; infinite where the metric fails or gives no number."""
         parts = [_joined(part) for part in self._by_split(outputs)]
         if self._metric is None:
-            return bounded([normalised_error(y, r) for y, r in zip(parts, self._references, strict=True)])
+            return bounded([normalised_error(y, r) for y, r in zip(parts, self._references, strict=True)], self._answers)
         changes = []
         for y, t, was in zip(parts, self._targets, self._base, strict=True):
             try:
@@ -97,7 +102,7 @@ class Judge:
             except Exception:  # noqa: BLE001 - outputs that a metric cannot take are as bad as can be
                 now = math.nan
             changes.append(self._sign * (now - was) if math.isfinite(now) else math.inf)
-        return bounded(changes)
+        return bounded(changes, self._answers)
 
     def drift(self, outputs: Outputs) -> float:
         """The mean square of the normalised error, whatever the metric is: it sees changes that a metric of few samples does not."""

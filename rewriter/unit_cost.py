@@ -111,13 +111,15 @@ class UnitCosts:
         return self._example(changed, _ports(candidate, inputs), now, candidate, coded=output in candidate.writes)
 
     def conversion(self, name: str) -> tuple[float, float]:
-        """(encode, decode) of a value, in microseconds."""
+        """(encode, decode) of a value, in microseconds: at the end and at the start of other element-wise work, with which an engine may do it at
+        once."""
         sample = self._recorded[name].samples[0]
         if sample.shape not in self._conversions:
-            encode, decode = (_quantiser(op, sample.shape) for op in ("QuantizeLinear", "DequantizeLinear"))
             codes = np.zeros(sample.shape, np.uint8)
-            idle = _quantiser("Identity", sample.shape)
-            times = self._trials.times({"idle": (idle, [sample]), "encode": (encode, [sample]), "decode": (decode, [codes])})
+            times = self._trials.times({
+                "idle": (_conversion(sample.shape), [sample]), "encode": (_conversion(sample.shape, encode=True), [sample]),
+                "decode": (_conversion(sample.shape, decode=True), [codes]),
+            })  # fmt: skip
             known = [max(0.0, times[what] - times["idle"]) if math.isfinite(times[what]) else 0.0 for what in ("encode", "decode")]
             self._conversions[sample.shape] = known[0], known[1]
         return self._conversions[sample.shape]
@@ -194,15 +196,20 @@ def _codes_of(model: ir.Model, name: str) -> str:
     return name
 
 
-def _quantiser(op: str, shape: tuple[int, ...]) -> ir.Model:
-    kinds = {"QuantizeLinear": (ir.DataType.FLOAT, ir.DataType.UINT8), "DequantizeLinear": (ir.DataType.UINT8, ir.DataType.FLOAT)}
-    source, made = kinds.get(op, (ir.DataType.FLOAT, ir.DataType.FLOAT))
-    x = ir.Value(name="x", type=ir.TensorType(source), shape=ir.Shape(shape))
-    y = ir.Value(name="y", type=ir.TensorType(made), shape=ir.Shape(shape))
+def _conversion(shape: tuple[int, ...], *, encode: bool = False, decode: bool = False) -> ir.Model:
+    """Something element-wise on floats, and a conversion after it or before it."""
+
+    def value(name: str, kind: ir.DataType) -> ir.Value:
+        return ir.Value(name=name, type=ir.TensorType(kind), shape=ir.Shape(shape))
+
     parameters = [
         ir.Value(name=n, type=ir.TensorType(t.dtype), shape=ir.Shape(()), const_value=t)
         for n, t in (("s", ir.Tensor(np.array(0.05, np.float32))), ("z", ir.Tensor(np.array(128, np.uint8))))
     ]
-    node = ir.Node("", op, [x, *(parameters if op != "Identity" else [])], outputs=[y])
-    graph = ir.Graph([x], [y], nodes=[node], initializers=parameters if op != "Identity" else [], opset_imports={"": 20}, name="conversion")
+    kinds = [ir.DataType.UINT8 if decode else ir.DataType.FLOAT, *[ir.DataType.FLOAT] * (1 + decode), *[ir.DataType.UINT8] * encode]
+    values = [value(f"v{k}", kind) for k, kind in enumerate(kinds)]
+    ops = [*["DequantizeLinear"] * decode, "Abs", *["QuantizeLinear"] * encode]
+    nodes = [ir.Node("", op, [v, *(parameters if op != "Abs" else [])], outputs=[w]) for op, v, w in zip(ops, values[:-1], values[1:], strict=True)]
+    used = parameters if encode or decode else []
+    graph = ir.Graph(values[:1], values[-1:], nodes=nodes, initializers=used, opset_imports={"": 20}, name="conversion")
     return ir.Model(graph, ir_version=10)

@@ -23,8 +23,8 @@ from rewriter.unit_cost import UnitCosts
 
 Array = np.ndarray
 
-FITTED = 48
-"""Batches that are recorded."""
+ANSWERS = 5
+"""Answers as a whole that are judged on the same samples before one is taken."""
 SENSED = 4
 """Batches of each split on which single candidates are measured; the choice is measured on all."""
 
@@ -54,7 +54,7 @@ class Workpiece:
             outputs = self.outputs(self.exact, data.measuring)
         except RewriterError as failure:
             raise BudgetError(f"the model does not run on the calibration inputs: {failure}") from None
-        self.judge = Judge(metric, data, outputs)
+        self.judge = Judge(metric, data, outputs, answers=ANSWERS)
         self.sensed = data.fewer(SENSED)
         known = dict(zip(data.measuring, outputs, strict=True))
         self.quick = Judge(metric, self.sensed, [known[p] for p in self.sensed.measuring])
@@ -92,7 +92,7 @@ class Workpiece:
         inputs = [v.name or "" for v in self.graph.graph.inputs]
         names = sorted((wanted.values | wanted.grams).union(inputs) - known.keys())
         key = self.trials.load(with_outputs(self.graph, names))
-        places = self.data.fitting[:FITTED]
+        places = self.data.fitting
         try:
             return record(
                 self.graph, names, wanted.grams, self.data.feeds(places), lambda feed: self.trials.call(key, [feed[n] for n in inputs]),

@@ -22,6 +22,7 @@ from rewriter.budget import parse as parse_budget
 from rewriter.errors import BudgetError
 from rewriter.front import correlation, pareto, plot, rows, write_plot
 from rewriter.graph import weight_bytes
+from rewriter.metric import Worsening
 from rewriter.trial import Trials
 
 RANDOM = np.random.default_rng(0)
@@ -219,6 +220,53 @@ def test_a_joint_error_above_the_budget_is_solved_again(monkeypatch: pytest.Monk
     assert section is not None
     assert all("it loses" in r["verdict"] or r["verdict"] == "accepted" or "not faster" in r["verdict"] for r in section["rounds"])
     assert error(network(), result.model) <= 0.011
+
+
+def test_parts_of_a_set_that_missed_are_tried_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the program has learnt of the set rules all of it out; the one that gains most is within the budget."""
+    answers = iter([frozenset({0, 1})])
+    monkeypatch.setattr(joint_choice, "solve", lambda *_: next(answers, frozenset()))
+
+    def judged(self: Any, model: ir.Model) -> tuple[ir.Model, Worsening]:
+        names = " ".join(model.graph.initializers)
+        lost = 0.1 if "small" in names else 0.01
+        return self._work.trials.stored(model), Worsening(lost, lost)
+
+    def times(self: Trials, models: Mapping[str, tuple[ir.Model, Any]], rounds: int = 0, turn: float = 0.0) -> dict[str, float]:
+        return {name: 100.0 - sum(gain for n, gain in (("small", 2), ("large", 40)) if n in " ".join(m.graph.initializers)) for name, (m, _) in models.items()}
+
+    monkeypatch.setattr(joint_choice.Search, "_judged", judged)
+    monkeypatch.setattr(Trials, "times", times)
+    monkeypatch.setattr(pipeline, "competing", lambda *, for_bytes: (((Renamed("small", 0), Renamed("large", 1)),),))
+    section = rewriter.optimize(network(), budget=0.05, calibration=samples(8)).report.budget
+    assert section is not None and [s["rewrite"] for s in section["sites"] if s["chosen"]] == ["large"], section["rounds"]
+    assert [r["candidates"] for r in section["rounds"]] == [2, 1]
+
+
+def test_an_answer_is_judged_on_the_engine_that_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounding there may lose what the reference run does not."""
+    asked: list[bool] = []
+    original = Trials.outputs
+
+    def outputs(self: Trials, model: ir.Model, feeds: Any, *, timed: bool = False) -> list[list[np.ndarray]]:
+        asked.append(timed)
+        found = original(self, model, feeds)
+        return [[1.5 * a for a in outs] for outs in found] if timed else found
+
+    monkeypatch.setattr(Trials, "outputs", outputs)
+    monkeypatch.setattr(pipeline, "_timed_on", lambda engines: "reference")
+    report = rewriter.compile(network(), backend="onnxruntime", budget=0.05, calibration=samples(8)).report
+    assert any(asked) and report.budget is not None and report.budget["chosen"] == 0
+    assert "it loses 0.5" in report.budget["rounds"][0]["verdict"], report.budget["rounds"]
+
+
+def test_a_metric_that_does_not_change_says_how_little_was_seen() -> None:
+    def wrong(y: np.ndarray, r: np.ndarray) -> float:
+        return float(np.mean(np.abs(y - r) > 100))
+
+    report = rewriter.optimize(network(), budget=0.05, metric=wrong, calibration=samples(24)).report
+    assert report.budget is not None and report.budget["chosen"] > 0
+    assert any(f"on any of {12 * ROWS} samples" in n and "0.0078" in n for n in report.notes), report.notes
 
 
 def test_a_bound_of_bytes_is_kept() -> None:

@@ -39,6 +39,17 @@ def test_the_bound_is_students() -> None:
     assert found.upper == pytest.approx(2.5 + 2.353 * np.std([1, 2, 3, 4], ddof=1) / 2)
     assert found.lower == pytest.approx(5.0 - found.upper)
     assert bounded([np.inf, 1.0]).upper == np.inf
+    assert bounded([1.0, 2.0, 3.0, 4.0], answers=5).upper == pytest.approx(2.5 + 4.541 * np.std([1, 2, 3, 4], ddof=1) / 2)
+    many = np.arange(40.0)
+    assert bounded(many, answers=5).upper == pytest.approx(19.5 + 2.326 * np.std(many, ddof=1) / np.sqrt(40))
+    assert bounded(many[:2], answers=5).upper == pytest.approx(0.5 + 31.821 * np.std([0, 1], ddof=1) / np.sqrt(2))
+
+
+@pytest.mark.parametrize("parts", [2, 4, 16])
+def test_of_five_answers_none_is_over_its_bound_in_95_of_100_cases(parts: int) -> None:
+    random = np.random.default_rng(0)
+    over = [any(bounded(list(random.normal(size=parts)), answers=5).upper < 0 for _ in range(5)) for _ in range(1000)]
+    assert np.mean(over) < 0.07
 
 
 def test_without_a_metric_outputs_are_compared_with_the_exact_ones() -> None:

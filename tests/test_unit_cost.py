@@ -64,3 +64,19 @@ def test_images_have_their_channels_where_the_engine_keeps_them(engine: str, las
             got = run_ort(ir.to_proto(part), given)[0]
             want = np.moveaxis(whole["y"], 1, -1) if last else whole["y"]
             np.testing.assert_allclose(got, want, atol=1e-5 if name == "exact" else 0.05)
+
+
+def test_conversions_are_timed_with_what_they_may_be_done_with_at_once() -> None:
+    proto = parse("g (float[2,3] x) => (y) { y = Exp (x) }")
+    model = ir.from_proto(proto)
+    x = RANDOM.normal(size=(2, 3)).astype(np.float32)
+    recorded = record(model, ["x"], frozenset(), [{"x": x}], lambda feed: run_ort(proto, feed))
+    trials = Watched("onnxruntime")
+    assert UnitCosts(model, recorded, trials).conversion("x") == (0.0, 0.0)  # type: ignore[arg-type]
+    (variants,) = trials.seen
+    codes = np.full((2, 3), 118, np.uint8)
+    given = {"idle": x, "encode": x, "decode": codes}
+    want = {"idle": np.abs(x), "encode": np.clip(np.rint(np.abs(x) / np.float32(0.05)) + 128, 0, 255), "decode": np.full((2, 3), 0.5)}
+    for name, (part, arrays) in variants.items():
+        assert arrays[0].dtype == given[name].dtype
+        np.testing.assert_allclose(run_ort(ir.to_proto(part), {"v0": given[name]})[0], want[name], atol=1e-6)
