@@ -136,7 +136,7 @@ def _digits(name: str) -> Callable[[Path], Task]:
         example = torch.zeros(1, 1, 28, 28)
         torch.onnx.export(module, (example,), str(path), dynamo=True, opset_version=20, input_names=["x"], external_data=False, verbose=False)
         parts = digits.split()
-        sets = [[({"x": x[None]}, y[None]) for x, y in zip(*part, strict=True)] for part in (digits.varied(*parts["calibration"], 2), parts["test"])]
+        sets = [[({"x": x[None]}, y[None]) for x, y in zip(*part, strict=True)] for part in (parts["calibration"], parts["test"])]
         return Task(path, sets[0], agreement, _largest, sets[1])
 
     return task

@@ -99,13 +99,6 @@ class Vit(nn.Module):
         return self.head(self.norm(self.blocks(x)).mean(1))
 
 
-def varied(images: Array, labels: Array, copies: int) -> tuple[Array, Array]:
-    """These, and so many copies of each, turned, shifted and bent as in training: more to calibrate and to measure on."""
-    torch.manual_seed(1)
-    found = [images, *(_varied(torch.from_numpy(images)).numpy() for _ in range(copies))]
-    return np.concatenate(found), np.tile(labels, copies + 1)
-
-
 def cnn() -> nn.Module:
     return _trained("cnn", Cnn, epochs=6)
 
