@@ -143,7 +143,7 @@ def _type(array: Any) -> tuple[int, list[int]]:
 
 
 def _taken(node: onnx.NodeProto, refused: Mapping[str, str]) -> bool:
-    return bool(node.output) and node.output[0] not in refused
+    return bool(node.output) and not any(name in refused for name in node.output)
 
 
 def _summary(refused: Mapping[str, str]) -> list[str]:
