@@ -154,7 +154,7 @@ def measure(name: str, make: Callable[[Path], Task], budget: float, engines: str
         folder = Path(temporary)
         task = make(folder)
         exact = rewriter.compile(task.model, task.data[0][0], backend=engines)
-        calibration, test = _labelled(task, exact)
+        calibration, test = with_labels(task, exact)
         approximate = rewriter.compile(
             task.model, task.data[0][0], backend=engines, budget=budget, metric=task.score,
             calibration=[feed | {"targets": y} for feed, y in calibration],
@@ -164,7 +164,7 @@ def measure(name: str, make: Callable[[Path], Task], budget: float, engines: str
             compiled.save(folder / label)
             candidates[label] = Candidate(compiled.backend, saved=folder / label)
         times = compare(candidates, list(test[0][0].values()), rounds=10, seconds=seconds, timeout=300)
-        accuracies = [_accuracy(task, compiled, test) for compiled in (exact, approximate)]
+        accuracies = [accuracy(task, compiled, test) for compiled in (exact, approximate)]
     report = approximate.report
     _say(name, report.budget or {}, report.notes, fronts)
     ratios = [getattr(times["exact"], key) / getattr(times["approximate"], key) for key in ("median_ms", "min_ms")]
@@ -176,7 +176,7 @@ def measure(name: str, make: Callable[[Path], Task], budget: float, engines: str
     ]  # fmt: skip
 
 
-def _labelled(task: Task, exact: rewriter.Compiled) -> tuple[list[tuple[Feed, Array]], list[tuple[Feed, Array]]]:
+def with_labels(task: Task, exact: rewriter.Compiled) -> tuple[list[tuple[Feed, Array]], list[tuple[Feed, Array]]]:
     """For calibration, and for the test."""
 
     def known(data: Sequence[tuple[Feed, Array | None]]) -> list[tuple[Feed, Array]]:
@@ -193,7 +193,7 @@ def _outputs(compiled: rewriter.Compiled, feed: Feed) -> list[Array]:
     return [np.asarray(r) for r in (result if isinstance(result, (tuple, list)) else [result])]
 
 
-def _accuracy(task: Task, compiled: rewriter.Compiled, test: Sequence[tuple[Feed, Array]]) -> float:
+def accuracy(task: Task, compiled: rewriter.Compiled, test: Sequence[tuple[Feed, Array]]) -> float:
     outputs = [_outputs(compiled, feed)[0] for feed, _ in test]
     return task.score(np.concatenate(outputs), np.concatenate([y for _, y in test]))
 

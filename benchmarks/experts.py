@@ -6,11 +6,10 @@ import tempfile
 from pathlib import Path
 
 import click
-import numpy as np
 
 import rewriter
 from backends.measure import Candidate, compare
-from benchmarks.budget import BUDGET, ENGINES, TASKS, Task, agreement
+from benchmarks.budget import BUDGET, ENGINES, TASKS, accuracy, agreement, with_labels
 from benchmarks.table import show
 from passes.approximate import ALL
 
@@ -40,7 +39,7 @@ def main(budget: float, backend: str, seconds: float) -> None:
             one.save(folder / str(place))
         candidates = {name: Candidate(one.backend, saved=folder / str(place)) for place, (name, (_, one)) in enumerate(compiled.items())}
         times = compare(candidates, list(feed.values()), rounds=12, seconds=seconds, timeout=300)
-        scores = {name: _accuracy(task, one) for name, (task, one) in compiled.items()}
+        scores = {name: accuracy(task, one, with_labels(task, one)[1]) for name, (task, one) in compiled.items()}
     rows = []
     for name, (_, one) in compiled.items():
         after, time = one.report.after, times[name]
@@ -48,12 +47,6 @@ def main(budget: float, backend: str, seconds: float) -> None:
         numbers = (f"{after.macs:,}", f"{after.weight_bytes:,}", f"{time.median_ms:.3g}", f"{time.min_ms:.3g}", f"{scores[name]:.4f}")
         rows.append([name, *numbers, drop])
     show("ViT on digits, four experts in every block", HEAD, rows)
-
-
-def _accuracy(task: Task, compiled: rewriter.Compiled) -> float:
-    assert task.test is not None
-    outputs = [np.asarray(compiled(feed)) for feed, _ in task.test]
-    return task.score(np.concatenate(outputs), np.concatenate([y for _, y in task.test if y is not None]))
 
 
 if __name__ == "__main__":

@@ -104,13 +104,14 @@ class Workpiece:
     def times(self, variants: Mapping[str, ir.Model]) -> dict[str, float]:
         """Microseconds of each (of what ``trials.stored`` gave), at the pace at which the exact graph ran when it was first timed: the machine
         may be slower later, and answers that were timed apart are compared."""
-        beside = {"exact": self.exact, **variants}
+        reference = next((name for name, model in variants.items() if model is self.exact), "exact")
+        beside = {reference: self.exact, **variants}
         for kept in {id(self.exact): self.exact, id(self.graph): self.graph}.values():
             self.trials.keep(kept)
         times = self.trials.times({name: (model, self.example) for name, model in beside.items()}, turn=0.05)
         if not math.isfinite(self._pace):
-            self._pace = times["exact"]
-        factor = self._pace / times["exact"] if math.isfinite(times["exact"]) and times["exact"] > 0 and math.isfinite(self._pace) else 1.0
+            self._pace = times[reference]
+        factor = self._pace / times[reference] if math.isfinite(times[reference]) and times[reference] > 0 and math.isfinite(self._pace) else 1.0
         return {name: factor * time for name, time in times.items() if name in variants}
 
     def outputs(self, model: ir.Model, places: Sequence[int]) -> list[list[Array]]:
