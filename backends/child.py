@@ -10,6 +10,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from backends.pipe import Message, receive, send
 
 Programs = dict[str, Any]
@@ -56,6 +58,12 @@ def _run(module: Any, programs: Programs, message: Message, values: list[Any]) -
     return {}, programs[message["key"]](*values)
 
 
+def _run_each(module: Any, programs: Programs, message: Message, values: list[Any]) -> tuple[Message, list[Any]]:
+    """Several calls, for their results: a message for each would cost more than a call of a small program."""
+    program = programs[message["key"]]
+    return {}, [[np.array(r) if isinstance(r, np.ndarray) else r for r in program(*feed)] for feed in values]
+
+
 def _time(module: Any, programs: Programs, message: Message, values: list[Any]) -> tuple[Message, list[Any]]:
     """Milliseconds of each of up to ``repeat`` calls, stopping when ``seconds`` have gone by."""
     program = programs[message["key"]]
@@ -89,7 +97,7 @@ def _drop(module: Any, programs: Programs, message: Message, values: list[Any]) 
 
 
 _ACTIONS: dict[str, Callable[[Any, Programs, Message, list[Any]], tuple[Message, list[Any]]]] = {
-    "load": _load, "run": _run, "time": _time, "save": _save, "drop": _drop, "call": _call,
+    "load": _load, "run": _run, "run each": _run_each, "time": _time, "save": _save, "drop": _drop, "call": _call,
 }  # fmt: skip
 
 

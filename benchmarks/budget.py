@@ -76,7 +76,7 @@ def reader(folder: Path) -> Task:
         wrong = sum(_distance(_read(o), t) for o, t in zip(np.asarray(outputs), texts, strict=True))
         return 1 - wrong / sum(map(len, texts))
 
-    texts = [text for text in labelled.phrases(400) if all(c in codes for c in text)]
+    texts = [text for text in labelled.phrases(800) if all(c in codes for c in text)]
     return Task(file, [({"x": labelled.rendered(text, k)}, written(text)) for k, text in enumerate(texts)], characters, _largest)
 
 
@@ -100,7 +100,7 @@ def _distance(a: Array, b: Array) -> int:
 
 def turned(folder: Path) -> Task:
     """PP-OCR cls on rendered lines, half of them upside down."""
-    texts = labelled.phrases(2000)
+    texts = labelled.phrases(8000)
     data: list[tuple[Feed, Array | None]] = [
         ({"x": labelled.rendered(text, k, 48, 192, turned=k % 2 == 1)}, np.array([k % 2])) for k, text in enumerate(texts)
     ]
@@ -108,7 +108,7 @@ def turned(folder: Path) -> Task:
 
 
 def magika(folder: Path) -> Task:
-    data: list[tuple[Feed, Array | None]] = [({"bytes": array}, None) for array in labelled.files(2600)]
+    data: list[tuple[Feed, Array | None]] = [({"bytes": array}, None) for array in labelled.files(8000)]
     return Task(onnx_models.MAGIKA.file(), data, agreement, _largest)
 
 

@@ -34,8 +34,6 @@ Plan = Sequence[Sequence[Approximation]]
 
 STRUCTURES = 0.5
 """The part of the budget that changes of structure may use; numbers in fewer bits come after them, and may use what is left."""
-ROOM = 0.6
-"""An answer that uses less of the budget than this leaves room for another plan."""
 
 
 @dataclass
@@ -93,13 +91,13 @@ class _Stage:
 
 
 def _approximate(work: Workpiece, plans: Sequence[Plan], again: Callable[[ir.Model], ir.Model]) -> Approximated:
-    """The best answer of all plans; one after the first is tried only while much of the budget is left."""
+    """The best answer of all plans; one after the first is tried only while there is time."""
     best = _Answer()
     tried: list[_Answer] = []
     omitted: list[Refusal] = []
     work.seen(list(dict.fromkeys(kind for plan in plans for stage in plan for kind in stage)))  # all that is recorded of it, in one pass
     for plan in plans:
-        if reason := _enough(work, best.point):
+        if reason := _enough(work) if tried else "":
             omitted = [Refusal(kind.name, "the whole model", reason) for kind in dict.fromkeys(k for stage in plan for k in stage)]
             break
         work.graph, work.lost = work.exact, Worsening(0.0, 0.0)
@@ -110,10 +108,8 @@ def _approximate(work: Workpiece, plans: Sequence[Plan], again: Callable[[ir.Mod
     return _Told(work, tried, best, omitted).result()
 
 
-def _enough(work: Workpiece, best: Point | None) -> str:
-    """Why no other plan is tried after this answer, or nothing."""
-    if best is not None and best.error.upper > ROOM * work.budget.metric:
-        return f"not tried: an answer without it uses {best.error.upper / work.budget.metric:.0%} of the budget"
+def _enough(work: Workpiece) -> str:
+    """Why no other plan is tried, or nothing."""
     spent = time.monotonic() - work.start
     return f"not tried: {spent:.0f} seconds had gone by" if spent > 2 * PATIENCE else ""
 

@@ -29,14 +29,16 @@ FEWEST = 4
 """Samples below which nothing can be said of an error: two splits of two."""
 FEW = 32
 """Samples below which the user is warned."""
-MOST = 2048
+MOST = 8192
 """Batches that are read of an iterable; it may be endless."""
+MOST_BYTES = 4 << 30
+"""And what they take."""
 BATCH = 8
 """Samples that are run at once where the model lets the batch open."""
 IN_MEMORY = 256 << 20
 FITTED = 48
 """Batches at most that weights and scales are fitted to: the rest measures errors, which takes many samples where a metric counts."""
-SPLITS = (4, 16)
+SPLITS = (4, 48)
 """Disjoint parts of what was not used for fitting, at least and at most: the spread over them is the confidence."""
 PART = 64
 """Samples of a part, where there are enough for more than the fewest parts. Of few parts little is known of the spread."""
@@ -47,12 +49,12 @@ class _Kept:
 
     def __init__(self) -> None:
         self._items: list[Feed | Path] = []
-        self._bytes = 0
+        self.bytes = 0
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def append(self, item: Feed) -> None:
-        self._bytes += sum(a.nbytes for a in item.values())
-        if self._bytes <= IN_MEMORY:
+        self.bytes += sum(a.nbytes for a in item.values())
+        if self.bytes <= IN_MEMORY:
             self._items.append(item)
             return
         self._folder = self._folder or tempfile.TemporaryDirectory(prefix="rewriter-")
@@ -113,6 +115,8 @@ def read_calibration(given: Any, graph: ir.Graph, progress: Callable[[str], None
         batches.append(batch)
         if place % 16 == 15:
             progress(f"{place + 1} batches read")
+        if batches.bytes > MOST_BYTES:
+            break
     found = CalibrationSet(batches, check.with_targets, check.samples, warnings=check.verdict())
     _divide(found)
     return found

@@ -173,6 +173,8 @@ def macs(op: str, arguments: Sequence[Any], out: Sizes | None, sizes: Mapping[in
 
 FUSED = ("Relu{", "LeakyRelu{", "Sigmoid{", "Tanh{", "HardSigmoid{")
 """Activations that every runtime applies to a convolution's results before it stores them."""
+AFFINE = ("scale", "bias", "scalar", "shift")
+"""A factor or an offset, one for all or for each channel, of the first argument."""
 
 
 def run_cost(
@@ -186,6 +188,9 @@ def run_cost(
     if op == "leaf" or (op == "op" and str(arguments[0]).startswith("output ")):
         return 0.0
     if op == "map" and arguments[1] in convolved and arguments[0].startswith(FUSED):
+        return 0.25 * prices.node
+    if op in AFFINE and arguments[0] in convolved:
+        # Often applied to the results at once. Where it is not, to convolve again for each offset (the h + 3 of a hard swish) costs more.
         return 0.25 * prices.node
     if op == "move":
         return _move_cost(arguments[0], out, prices)

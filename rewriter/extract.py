@@ -126,8 +126,9 @@ def _acyclic(classes: Mapping[int, Sequence[Choice]], roots: Sequence[int]) -> t
     if looping:
         # Inside cycles only: read classes that are cheaper to build. Every class keeps the choice that is its cheapest as a tree.
         place = {c: i for i, c in enumerate(cheapest_trees(kept))}
+        cycle = _components({c: sorted({r for n in kept[c] for r in n.reads if r in looping}) for c in sorted(looping)})
         for c in looping:
-            kept[c] = [n for n in kept[c] if all(r not in looping or place[r] < place[c] for r in n.reads)]
+            kept[c] = [n for n in kept[c] if all(r not in looping or cycle[r] != cycle[c] or place[r] < place[c] for r in n.reads)]
         order, looping = _topological(kept)
         assert not looping
     return order, kept
@@ -157,6 +158,37 @@ def _topological(classes: Mapping[int, Sequence[Choice]]) -> tuple[list[int], se
             if not waiting[reader]:
                 order.append(reader)
     return order, set(classes) - set(order)
+
+
+def _components(below: Mapping[int, Sequence[int]]) -> dict[int, int]:
+    """The strongly connected component of every vertex, by the name of one of its vertices (Tarjan 1972, without recursion)."""
+    index: dict[int, int] = {}
+    low: dict[int, int] = {}
+    component: dict[int, int] = {}
+    path: list[int] = []
+    for root in below:
+        if root in index:
+            continue
+        index[root] = low[root] = len(index)
+        path.append(root)
+        stack = [(root, iter(below[root]))]
+        while stack:
+            vertex, edges = stack[-1]
+            for other in edges:
+                if other not in index:
+                    index[other] = low[other] = len(index)
+                    path.append(other)
+                    stack.append((other, iter(below[other])))
+                    break
+                if other not in component:
+                    low[vertex] = min(low[vertex], index[other])
+            else:
+                stack.pop()
+                if stack:
+                    low[stack[-1][0]] = min(low[stack[-1][0]], low[vertex])
+                while low[vertex] == index[vertex] and vertex not in component:
+                    component[path.pop()] = vertex
+    return component
 
 
 def _needed(classes: Mapping[int, Sequence[Choice]], order: Sequence[int], rank: Mapping[int, int], roots: Sequence[int]) -> set[int]:

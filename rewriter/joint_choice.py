@@ -103,7 +103,7 @@ class Search:
             if self._aside:
                 self._hope[self._aside.pop()] = 1.0
                 continue
-            if point.error.upper > SLACK * self._bound or time.monotonic() - self._work.start > 2 * PATIENCE:
+            if self._counted(point.error) > SLACK * self._bound or time.monotonic() - self._work.start > 2 * PATIENCE:
                 return best
             self._loosen(taken, point)
         if best[1] is None:
@@ -115,7 +115,8 @@ class Search:
         samples what it lost is mostly chance, and the one whose gain it was has not been measured without the others."""
         missed = {k for together in self._problem.excluded if len(together) == 1 for k in together}
         options = self._additive().options
-        left = [k for k, o in enumerate(options) if k not in missed and o.latency < 0]
+        within = [self._measured[place].error.mean <= self._bound for place in self.places]
+        left = [k for k, o in enumerate(options) if k not in missed and within[k] and o.latency < 0]
         return frozenset({min(left, key=lambda k: options[k].latency)}) if left and self._most_bytes() is None else frozenset()
 
     def _searched_again(self, taken: frozenset[int]) -> tuple[ir.Model, Point]:
@@ -124,7 +125,7 @@ class Search:
         plain = self._materialised(taken)
         model = self._again(plain.clone())
         stored, error = self._judged(model)
-        if not error.upper <= self._bound:
+        if not self._within(error):
             return model, Point(taken, self.predicted(taken), error, weight_bytes(stored), math.nan)
         variants = {"after": stored}
         if not self._work.memory and structure(plain) != structure(model):
@@ -163,7 +164,7 @@ class Search:
 
     def _room(self, bound: float) -> float:
         """What is left of a bound, in the unit in which errors add."""
-        lost = max(0.0, self._work.lost.upper)
+        lost = max(0.0, self._work.lost.likely)
         return max(0.0, bound - lost if self._work.judge.additive else bound**2 - lost**2)
 
     def predicted(self, taken: frozenset[int]) -> float:
@@ -207,13 +208,22 @@ class Search:
         """The model as trials take it, and what it loses: within the bound on the engine that it is for, too, which rounds otherwise."""
         work = self._work
         stored = work.trials.stored(model)
-        error = work.judge.worsening(work.outputs(stored, work.data.measuring))
-        if work.trials.engine == "onnxruntime" or not error.upper <= self._bound:
+        error = work.worsening(stored, hopeless=self._bound)
+        if work.trials.engine == "onnxruntime" or not self._within(error):
             return stored, error
         with contextlib.suppress(RewriterError):  # then it will not be timed there either
-            there = work.judge.worsening(work.trials.outputs(stored, work.data.feeds(work.data.measuring), timed=True))
-            error = max(error, there, key=lambda e: e.upper)
+            error = max(error, work.worsening(stored, hopeless=self._bound, timed=True), key=lambda e: e.upper)
         return stored, error
+
+    def _within(self, error: Worsening) -> bool:
+        return self._counted(error) <= self._bound
+
+    def _counted(self, error: Worsening) -> float:
+        """What counts against the bound. Of the last stage what is certain. Of one before it what is likely, as long as it is certain to leave
+        the whole budget unbroken: the last one has to prove what all of them lose together."""
+        if self._last:
+            return error.upper
+        return max(error.likely, error.upper * self._bound / self._work.budget.metric) if self._work.budget.metric > 0 else error.upper
 
     def _times(self, variants: Mapping[str, ir.Model]) -> dict[str, float]:
         """Microseconds of each, beside the graph that this stage began with."""
@@ -224,7 +234,7 @@ class Search:
     def _verdict(self, point: Point) -> str:
         """Why an answer will not do."""
         work, budget = self._work, self._work.budget
-        if not point.error.upper <= self._bound:
+        if not self._within(point.error):
             return f"it loses {point.error.mean:.3g}, {point.error.upper:.3g} at 95 %, and the budget is {self._bound:.3g}"
         if budget.weight_bytes is not None and self._last and point.bytes > budget.weight_bytes * work.exact_bytes:
             return f"its weights take {point.bytes / work.exact_bytes:.3f} of the exact graph's bytes"
@@ -237,7 +247,7 @@ class Search:
     def _tighten(self, taken: frozenset[int], point: Point) -> None:
         """This set is out; and where its error was above the prediction, so are others that rest on the same hope."""
         self._problem = replace(self._problem, excluded=[*self._problem.excluded, taken])
-        missed = point.error.upper
+        missed = self._counted(point.error)
         if not missed > self._bound:
             self._disappointed(taken, point)
             return
@@ -266,7 +276,7 @@ class Search:
 
     def _loosen(self, taken: frozenset[int], point: Point) -> None:
         """The whole lost much less than was predicted: errors count for what they were seen to be, with half as much again for safety."""
-        lost = max(1.5 * self._beyond(max(0.0, point.error.upper)), 0.0)
+        lost = max(1.5 * self._beyond(max(0.0, self._counted(point.error))), 0.0)
         drift = sum(self._measured[self.places[k]].drift for k in taken)
         if self._work.judge.additive and drift > 0:
             self._worth, self._scale = min(self._worth * self._scale, max(lost / drift, WORTH / 10)), 1.0
@@ -276,7 +286,7 @@ class Search:
 
     def _beyond(self, error: float) -> float:
         """What this stage lost, in the unit in which errors add."""
-        before = max(0.0, self._work.lost.upper)
+        before = max(0.0, self._work.lost.likely)
         return error - before if self._work.judge.additive else error**2 - before**2
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,13 @@ from rewriter.errors import BudgetError
 Array = np.ndarray
 Outputs = list[list[Array]]
 """For each batch, the model's outputs."""
-T95 = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812, 1.796, 1.782, 1.771, 1.761, 1.753, 1.645)
-"""Student's t, one-sided 95 %, for 1, 2, .. degrees of freedom and for many (any table)."""
-T99 = (31.821, 6.965, 4.541, 3.747, 3.365, 3.143, 2.998, 2.896, 2.821, 2.764, 2.718, 2.681, 2.650, 2.624, 2.602, 2.326)
+Z95, Z99 = 1.645, 2.326
+T95 = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812, 1.796, 1.782, 1.771, 1.761, 1.753)
+"""Student's t, one-sided 95 %, for 1, 2, .. degrees of freedom (any table)."""
+T99 = (31.821, 6.965, 4.541, 3.747, 3.365, 3.143, 2.998, 2.896, 2.821, 2.764, 2.718, 2.681, 2.650, 2.624, 2.602)
 """99 %: of five bounds that hold with that, all hold with 95 % (Bonferroni)."""
+HINT = 4
+"""Splits from which a worsening can be seen to be hopeless."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,12 @@ class Worsening:
         """The bound on the other side."""
         return 2 * self.mean - self.upper if math.isfinite(self.mean) else self.mean
 
+    @property
+    def likely(self) -> float:
+        """The mean and its standard error: what is enough to go on with, and no proof."""
+        k = len(self.splits)
+        return self.mean + float(np.std(self.splits, ddof=1)) / math.sqrt(k) if k > 1 and math.isfinite(self.mean) else self.upper
+
     def times(self, factor: float) -> Worsening:
         return Worsening(self.mean * factor, self.upper * factor, tuple(s * factor for s in self.splits))
 
@@ -45,9 +55,16 @@ def bounded(splits: Sequence[float], answers: int = 1) -> Worsening:
     if not math.isfinite(mean):
         return Worsening(math.inf, math.inf, tuple(splits))
     k = len(splits)
-    table = T95 if answers == 1 else T99
-    upper = mean if k < 2 else mean + table[min(k - 1, len(table)) - 1] * float(np.std(splits, ddof=1)) / math.sqrt(k)
+    upper = mean if k < 2 else mean + _student(k - 1, answers) * float(np.std(splits, ddof=1)) / math.sqrt(k)
     return Worsening(mean, upper, tuple(splits))
+
+
+def _student(freedom: int, answers: int) -> float:
+    """The quantile; of many degrees of freedom by the first terms of its expansion (Abramowitz and Stegun 26.7.5), to three digits."""
+    table, z = (T95, Z95) if answers == 1 else (T99, Z99)
+    if freedom <= len(table):
+        return table[freedom - 1]
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
 def normalised_error(outputs: Any, reference: Any) -> float:
@@ -69,15 +86,14 @@ class Judge:
         """``exact``: the exact graph's outputs on ``data.measuring``; ``answers``: as for ``bounded``. Raises ``BudgetError`` where the metric
         makes no sense of them."""
         self._metric, self._data, self._answers = metric, data, answers
-        self._exact = self._by_split(exact)
-        self._references = [_joined(part) for part in self._exact]
-        self._targets = [_concatenated(data.targets(s)) if data.has_targets else r for s, r in zip(data.splits, self._references, strict=True)]
+        self._exact = list(self._by_split(exact))
+        self._targets = [_concatenated(data.targets(s)) if data.has_targets else None for s in data.splits]
         self.notes: list[str] = []
         self._sign = 1.0
         self._base = [0.0] * len(self._exact)
         self._check_outputs()
         if metric is not None:
-            self._base = [self._own(r, t) for r, t in zip(self._references, self._targets, strict=True)]
+            self._base = [self._own(self._reference(k), self._target(k)) for k in range(len(self._exact))]
             self._sign = self._direction()
 
     @property
@@ -90,31 +106,40 @@ class Judge:
         """The metric of the exact graph."""
         return float(np.mean(self._base))
 
-    def worsening(self, outputs: Outputs) -> Worsening:
-        """How much worse than the exact graph's, over the splits; infinite where the metric fails or gives no number."""
-        parts = [_joined(part) for part in self._by_split(outputs)]
-        if self._metric is None:
-            return bounded([normalised_error(y, r) for y, r in zip(parts, self._references, strict=True)], self._answers)
-        changes = []
-        for y, t, was in zip(parts, self._targets, self._base, strict=True):
-            try:
-                now = float(self._metric(y, t))
-            except Exception:  # noqa: BLE001 - outputs that a metric cannot take are as bad as can be
-                now = math.nan
-            changes.append(self._sign * (now - was) if math.isfinite(now) else math.inf)
+    def worsening(self, outputs: Iterable[list[Array]], hopeless: float = math.inf) -> Worsening:
+        """How much worse than the exact graph's, over the splits; infinite where the metric fails or gives no number. ``outputs``, batch by
+        batch, are not asked for any further once the worsening is surely above ``hopeless``."""
+        changes: list[float] = []
+        for k, part in enumerate(self._by_split(outputs)):
+            changes.append(self._change(k, _joined(part)))
+            if len(changes) >= HINT and bounded(changes, self._answers).lower > hopeless:
+                break
         return bounded(changes, self._answers)
+
+    def _change(self, k: int, outputs: Any) -> float:
+        if self._metric is None:
+            return normalised_error(outputs, self._reference(k))
+        try:
+            now = float(self._metric(outputs, self._target(k)))
+        except Exception:  # noqa: BLE001 - outputs that a metric cannot take are as bad as can be
+            return math.inf
+        return self._sign * (now - self._base[k]) if math.isfinite(now) else math.inf
 
     def drift(self, outputs: Outputs) -> float:
         """The mean square of the normalised error, whatever the metric is: it sees changes that a metric of few samples does not."""
-        parts = [_joined(part) for part in self._by_split(outputs)]
-        return float(np.mean([normalised_error(y, r) ** 2 for y, r in zip(parts, self._references, strict=True)]))
+        return float(np.mean([normalised_error(_joined(part), self._reference(k)) ** 2 for k, part in enumerate(self._by_split(outputs))]))
 
-    def _by_split(self, outputs: Outputs) -> list[Outputs]:
-        found, start = [], 0
+    def _by_split(self, outputs: Iterable[list[Array]]) -> Iterator[Outputs]:
+        rest = iter(outputs)
         for split in self._data.splits:
-            found.append(outputs[start : start + len(split)])
-            start += len(split)
-        return found
+            yield list(islice(rest, len(split)))
+
+    def _reference(self, k: int) -> Any:
+        return _joined(self._exact[k])
+
+    def _target(self, k: int) -> Any:
+        target = self._targets[k]
+        return self._reference(k) if target is None else target
 
     def _own(self, outputs: Any, targets: Any) -> float:
         assert self._metric is not None
@@ -131,9 +156,9 @@ class Judge:
         """1 for errors, -1 for scores: outputs that belong to other samples must be worse."""
         assert self._metric is not None
         changes = []
-        for k, (r, t) in enumerate(zip(self._references, self._targets, strict=True)):
+        for k in range(len(self._exact)):
             try:
-                changes.append(float(self._metric(_shuffled(r, k), t)) - self._base[k])
+                changes.append(float(self._metric(_shuffled(self._reference(k), k), self._target(k))) - self._base[k])
             except Exception:  # noqa: BLE001 - then this split does not tell
                 continue
         change = float(np.nansum(changes)) if changes else 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -20,6 +20,8 @@ Feed = Mapping[str, Array]
 
 LARGE = 4096
 """Bytes from which a weight lies in the common file."""
+TOGETHER = 16
+"""Inputs that are sent at once where only the outputs are wanted."""
 ROUNDS = 5
 TURN = 0.012
 """Seconds of calls in one turn of one variant."""
@@ -72,15 +74,20 @@ class Trials:
 
     def call(self, key: str, feed: Sequence[Array], worker: Worker | None = None) -> list[Array]:
         """The outputs for inputs in graph order."""
-        return (worker or self._worker).ask({"do": "run", "key": key}, [np.ascontiguousarray(a).reshape(a.shape) for a in feed])[1]
+        return (worker or self._worker).ask({"do": "run", "key": key}, [_packed(a) for a in feed])[1]
 
     def outputs(self, model: ir.Model, feeds: Iterable[Feed], *, timed: bool = False) -> list[list[Array]]:
         """The outputs of a variant on every feed; ``timed``: on the engine that it is timed on. Raises ``RewriterError``."""
+        return [outputs for several in self.running(model, feeds, timed=timed) for outputs in several]
+
+    def running(self, model: ir.Model, feeds: Iterable[Feed], *, timed: bool = False) -> Generator[list[list[Array]], None, None]:
+        """The same, some feeds at a time, for as long as they are asked for."""
         names = [v.name or "" for v in model.graph.inputs]
         worker = self._timer if timed else self._worker
         key = self.load(model, worker)
         try:
-            return [self.call(key, [feed[n] for n in names], worker) for feed in feeds]
+            for several in _batched(feeds, TOGETHER):
+                yield worker.ask({"do": "run each", "key": key}, [[_packed(feed[n]) for n in names] for feed in several])[1]
         finally:
             self.drop(key, worker=worker)
 
@@ -110,7 +117,7 @@ class Trials:
     def _turn(self, key: str, inputs: Sequence[Array], seconds: float) -> list[float]:
         message = {"do": "time", "key": key, "repeat": 500, "seconds": seconds}
         try:
-            times: list[float] = self._timer.ask(message, [np.ascontiguousarray(a).reshape(a.shape) for a in inputs])[0]["ms"]
+            times: list[float] = self._timer.ask(message, [_packed(a) for a in inputs])[0]["ms"]
         except RewriterError:
             return []
         return times
@@ -126,3 +133,14 @@ class Trials:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _packed(array: Array) -> Array:
+    """Contiguous, of the same shape: ``ascontiguousarray`` makes a vector of a number."""
+    return np.ascontiguousarray(array).reshape(array.shape)
+
+
+def _batched(feeds: Iterable[Feed], size: int) -> Iterator[list[Feed]]:
+    rest = iter(feeds)
+    while several := list(itertools.islice(rest, size)):
+        yield several

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -113,6 +114,12 @@ class Workpiece:
             self._pace = times[reference]
         factor = self._pace / times[reference] if math.isfinite(times[reference]) and times[reference] > 0 and math.isfinite(self._pace) else 1.0
         return {name: factor * time for name, time in times.items() if name in variants}
+
+    def worsening(self, model: ir.Model, *, hopeless: float = math.inf, timed: bool = False) -> Worsening:
+        """What it loses on all that measures, or on as much of it as shows that it loses more than ``hopeless``."""
+        running = self.trials.running(model, self.data.feeds(self.data.measuring), timed=timed)
+        with contextlib.closing(running):
+            return self.judge.worsening((outputs for several in running for outputs in several), hopeless)
 
     def outputs(self, model: ir.Model, places: Sequence[int]) -> list[list[Array]]:
         return self.trials.outputs(model, self.data.feeds(places))

@@ -246,14 +246,14 @@ def test_parts_of_a_set_that_missed_are_tried_alone(monkeypatch: pytest.MonkeyPa
 def test_an_answer_is_judged_on_the_engine_that_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rounding there may lose what the reference run does not."""
     asked: list[bool] = []
-    original = Trials.outputs
+    original = Trials.running
 
-    def outputs(self: Trials, model: ir.Model, feeds: Any, *, timed: bool = False) -> list[list[np.ndarray]]:
+    def running(self: Trials, model: ir.Model, feeds: Any, *, timed: bool = False) -> Iterator[list[list[np.ndarray]]]:
         asked.append(timed)
-        found = original(self, model, feeds)
-        return [[1.5 * a for a in outs] for outs in found] if timed else found
+        for several in original(self, model, feeds):
+            yield [[1.5 * a for a in outs] for outs in several] if timed else several
 
-    monkeypatch.setattr(Trials, "outputs", outputs)
+    monkeypatch.setattr(Trials, "running", running)
     monkeypatch.setattr(pipeline, "_timed_on", lambda engines: "reference")
     report = rewriter.compile(network(), backend="onnxruntime", budget=0.05, calibration=samples(8)).report
     assert any(asked) and report.budget is not None and report.budget["chosen"] == 0

@@ -63,6 +63,16 @@ def test_equals_brute_force(seed: int) -> None:
     assert _cost(found.chosen, list(dict.fromkeys(roots))) == pytest.approx(found.cost)
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_a_circle_below_takes_nothing_from_what_lies_above_it(seed: int) -> None:
+    """Laws such as x * 1 == x close one; only what lies on it loses choices."""
+    classes, roots = random_classes(seed)
+    above = {c + 2: [Choice(n.node, n.cost, tuple(r + 2 for r in n.reads) or (1,)) for n in choices] for c, choices in classes.items()}
+    circle = {0: [Choice(0, 5.0, ()), Choice(1, 0.5, (1,))], 1: [Choice(0, 1.0, (0,)), Choice(1, 9.0, ())]}
+    found = extract(circle | above, [r + 2 for r in roots])
+    assert found.cost == pytest.approx(brute_force(circle | above, [r + 2 for r in roots]))
+
+
 def test_shared_terms_are_paid_once() -> None:
     """A tree cost would take the two private copies (6 + 6); one shared term (8) is cheaper."""
     classes = {

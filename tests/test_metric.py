@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,13 @@ from test_calibration import X, graph
 
 from rewriter.calibration import CalibrationSet, read_calibration
 from rewriter.errors import BudgetError
-from rewriter.metric import Judge, Outputs, bounded, normalised_error
+from rewriter.metric import HINT, Judge, Outputs, bounded, normalised_error
 
 LABELS = (X[:, 0] > 0).astype(np.int64)
 
 
-def made(metric: Any = None) -> tuple[Judge, CalibrationSet, Outputs]:
-    data = read_calibration({"x": X, "targets": LABELS}, graph())
+def made(metric: Any = None, times: int = 1) -> tuple[Judge, CalibrationSet, Outputs]:
+    data = read_calibration({"x": np.tile(X, (times, 1)), "targets": np.tile(LABELS, times)}, graph())
     exact = [[np.stack([-feed["x"][:, 0], feed["x"][:, 0]], 1)] for feed in data.feeds(data.measuring)]
     return Judge(metric, data, exact), data, exact
 
@@ -41,11 +42,12 @@ def test_the_bound_is_students() -> None:
     assert bounded([np.inf, 1.0]).upper == np.inf
     assert bounded([1.0, 2.0, 3.0, 4.0], answers=5).upper == pytest.approx(2.5 + 4.541 * np.std([1, 2, 3, 4], ddof=1) / 2)
     many = np.arange(40.0)
-    assert bounded(many, answers=5).upper == pytest.approx(19.5 + 2.326 * np.std(many, ddof=1) / np.sqrt(40))
+    assert bounded(many, answers=5).upper == pytest.approx(19.5 + 2.426 * np.std(many, ddof=1) / np.sqrt(40), rel=1e-3)
+    assert bounded(many).upper == pytest.approx(19.5 + 1.685 * np.std(many, ddof=1) / np.sqrt(40), rel=1e-3)
     assert bounded(many[:2], answers=5).upper == pytest.approx(0.5 + 31.821 * np.std([0, 1], ddof=1) / np.sqrt(2))
 
 
-@pytest.mark.parametrize("parts", [2, 4, 16])
+@pytest.mark.parametrize("parts", [2, 4, 16, 17, 48])
 def test_of_five_answers_none_is_over_its_bound_in_95_of_100_cases(parts: int) -> None:
     random = np.random.default_rng(0)
     over = [any(bounded(list(random.normal(size=parts)), answers=5).upper < 0 for _ in range(5)) for _ in range(1000)]
@@ -85,3 +87,23 @@ def test_outputs_of_nan_do_not_represent_the_data() -> None:
     data = read_calibration(X, graph())
     with pytest.raises(BudgetError, match="NaN or infinities on the calibration inputs"):
         Judge(None, data, [[np.full((1, 2), np.nan)] for _ in data.measuring])
+
+
+def test_what_is_hopeless_is_not_measured_to_the_end() -> None:
+    judge, data, exact = made(times=10)
+    asked: list[int] = []
+
+    def wrong(factor: float) -> Iterator[list[np.ndarray]]:
+        for k, outputs in enumerate(exact):
+            asked.append(k)
+            yield [factor * o for o in outputs]
+
+    assert judge.worsening(wrong(1.5), hopeless=0.1).mean == pytest.approx(0.5, rel=1e-5)
+    assert len(asked) == sum(map(len, data.splits[: HINT])) < len(exact)
+    assert judge.worsening(wrong(1.05), hopeless=0.1).mean == pytest.approx(0.05, rel=1e-4)
+    assert len(asked) == sum(map(len, data.splits[: HINT])) + len(exact)
+
+
+def test_what_is_likely_is_a_standard_error_above_the_mean() -> None:
+    assert bounded([1.0, 2.0, 3.0, 4.0]).likely == pytest.approx(2.5 + np.std([1, 2, 3, 4], ddof=1) / 2)
+    assert bounded([np.inf, 1.0]).likely == np.inf and bounded([2.0]).likely == 2.0

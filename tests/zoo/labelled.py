@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import sysconfig
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -68,17 +70,19 @@ def phrases(count: int) -> list[str]:
 
 
 def files(count: int) -> list[Array]:
-    """Files of the unpacked packages as magika reads them, int32 [1, 2048]: of every kind of name as many."""
+    """Files of the unpacked packages, and of Python's library, as magika reads them, int32 [1, 2048]: of every kind of
+    name as many, each content once."""
     kinds: dict[str, list[Path]] = {}
-    for path in sorted(p for p in UNPACKED.rglob("*") if p.is_file() and p.stat().st_size > 64):
-        kinds.setdefault(path.suffix, []).append(path)
-    chosen: list[Path] = []
-    depth = 0
-    while len(chosen) < count and depth < max(map(len, kinds.values())):
-        chosen += [group[depth] for group in kinds.values() if depth < len(group)]
-        depth += 1
-    order = np.random.default_rng(0).permutation(len(chosen[:count]))
-    return [_as_magika(chosen[k]) for k in order]
+    for folder in (UNPACKED, *(Path(sysconfig.get_path(name)) for name in ("purelib", "stdlib"))):
+        for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.stat().st_size > 64):
+            kinds.setdefault(path.suffix, []).append(path)
+    order = (path for row in zip_longest(*kinds.values()) for path in row if path is not None)
+    found: dict[bytes, Array] = {}
+    while len(found) < count and (path := next(order, None)) is not None:
+        array = _as_magika(path)
+        found.setdefault(array.tobytes(), array)
+    arrays = list(found.values())
+    return [arrays[k] for k in np.random.default_rng(0).permutation(len(arrays))]
 
 
 def _as_magika(path: Path) -> Array:
