@@ -100,7 +100,7 @@ def _distance(a: Array, b: Array) -> int:
 
 def turned(folder: Path) -> Task:
     """PP-OCR cls on rendered lines, half of them upside down."""
-    texts = labelled.phrases(8000)
+    texts = labelled.phrases(5000)
     data: list[tuple[Feed, Array | None]] = [
         ({"x": labelled.rendered(text, k, 48, 192, turned=k % 2 == 1)}, np.array([k % 2])) for k, text in enumerate(texts)
     ]

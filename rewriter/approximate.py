@@ -111,7 +111,7 @@ def _approximate(work: Workpiece, plans: Sequence[Plan], again: Callable[[ir.Mod
 def _enough(work: Workpiece) -> str:
     """Why no other plan is tried, or nothing."""
     spent = time.monotonic() - work.start
-    return f"not tried: {spent:.0f} seconds had gone by" if spent > 2 * PATIENCE else ""
+    return f"not tried: {spent:.0f} seconds had gone by" if spent > 3 * PATIENCE else ""
 
 
 def _follow(work: Workpiece, plan: Plan, again: Callable[[ir.Model], ir.Model], *, alone: bool) -> _Answer:

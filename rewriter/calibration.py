@@ -35,7 +35,7 @@ MOST_BYTES = 4 << 30
 """And what they take."""
 BATCH = 8
 """Samples that are run at once where the model lets the batch open."""
-IN_MEMORY = 256 << 20
+IN_MEMORY = 1 << 30
 FITTED = 48
 """Batches at most that weights and scales are fitted to: the rest measures errors, which takes many samples where a metric counts."""
 SPLITS = (4, 48)

@@ -16,8 +16,8 @@ from rewriter.metric import Worsening
 from rewriter.workpiece import Workpiece
 
 PATIENCE = 120.0
-"""Seconds for timing candidates, and for measuring them one by one; what is left then does not compete. After twice as
-many no further plan is begun."""
+"""Seconds for timing candidates, and for measuring them one by one; what is left then does not compete. After three
+times as many no further plan is begun."""
 NOISE = 0.1
 """Part of a gain that measurements differ by."""
 

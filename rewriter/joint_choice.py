@@ -22,6 +22,10 @@ from rewriter.workpiece import ANSWERS, Workpiece
 
 ROUNDS = ANSWERS
 """How often the program is solved and its answer measured."""
+HOPELESS = 7
+"""And how many more of them may be given up on the way."""
+LOOSER = 4.0
+"""An answer that lost much less than was predicted divides what errors count for by this, at most: on few samples it may be chance."""
 SLACK = 0.7
 """An answer that uses less of its bound than this is not the last one."""
 WORTH = 0.1
@@ -65,6 +69,8 @@ class Search:
         self._before, self._lost = work.graph, work.lost
         self._worth = _worth([measured[k] for k in places]) if work.judge.additive else 1.0
         self._scale = 1.0
+        self._met = math.inf
+        """What errors counted for when an answer was last within the bound: what counts them for less is too much, where that missed."""
         self.points: list[Point] = []
         """What was measured for the front."""
         self._hope: dict[str, float] = {}
@@ -81,7 +87,11 @@ class Search:
         After one that leaves much of the budget, the program is solved again with what it has taught; after one that misses, too.
         """
         best: tuple[ir.Model | None, Point | None] = None, None
-        for number in range(ROUNDS):
+        start = time.monotonic()
+        whole = 0  # answers that were measured to the end; others were seen to be hopeless at little cost
+        for number in range(ROUNDS + HOPELESS):
+            if whole == ROUNDS:
+                break
             self._work.progress(f"choosing, round {number + 1}")
             taken = solve(self._additive(), self._room(self._bound), self._most_bytes())
             known = best[1]
@@ -93,6 +103,7 @@ class Search:
                 return best
             model, point = self._searched_again(taken)
             said = self._verdict(point)
+            whole += len(point.error.splits) == len(self._work.data.splits)
             self.rounds.append({**point.to_dict(), "verdict": said or "accepted"})
             self._work.progress(f"choosing, round {number + 1}: {said or 'accepted'}")
             if said:
@@ -103,11 +114,11 @@ class Search:
             if self._aside:
                 self._hope[self._aside.pop()] = 1.0
                 continue
-            if self._counted(point.error) > SLACK * self._bound or time.monotonic() - self._work.start > 2 * PATIENCE:
+            if self._counted(point.error) > SLACK * self._bound or time.monotonic() - start > PATIENCE:
                 return best
             self._loosen(taken, point)
         if best[1] is None:
-            self.reason = f"none of {ROUNDS} answers was within the budget and better when measured as a whole"
+            self.reason = f"none of {len(self.rounds)} answers was within the budget and better when measured as a whole"
         return best
 
     def _single(self) -> frozenset[int]:
@@ -254,7 +265,8 @@ class Search:
         lost, left = self._beyond(missed), self._room(self._bound)
         drift = sum(self._measured[self.places[k]].drift for k in taken)
         if self._work.judge.additive and math.isfinite(lost) and drift > 0:
-            self._worth, self._scale = max(1.1 * self._worth * self._scale, lost / drift), 1.0
+            counted = self._worth * self._scale
+            self._worth, self._scale = max(1.1 * counted, min(lost / drift, math.sqrt(counted * self._met))), 1.0
             return
         self._scale *= max(1.1, lost / left) if math.isfinite(lost) and left > 0 else 4.0
 
@@ -277,9 +289,10 @@ class Search:
     def _loosen(self, taken: frozenset[int], point: Point) -> None:
         """The whole lost much less than was predicted: errors count for what they were seen to be, with half as much again for safety."""
         lost = max(1.5 * self._beyond(max(0.0, self._counted(point.error))), 0.0)
+        self._met = counted = self._worth * self._scale
         drift = sum(self._measured[self.places[k]].drift for k in taken)
         if self._work.judge.additive and drift > 0:
-            self._worth, self._scale = min(self._worth * self._scale, max(lost / drift, WORTH / 10)), 1.0
+            self._worth, self._scale = min(counted, max(lost / drift, WORTH / 10, counted / LOOSER)), 1.0
             return
         known = sum(self._error(k) for k in taken) * self._scale
         self._scale *= min(1.0, max(lost / known, 0.1)) if known > 0 else 1.0
