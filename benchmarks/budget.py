@@ -108,7 +108,7 @@ def turned(folder: Path) -> Task:
 
 
 def magika(folder: Path) -> Task:
-    data: list[tuple[Feed, Array | None]] = [({"bytes": array}, None) for array in labelled.files(8000)]
+    data: list[tuple[Feed, Array | None]] = [({"bytes": array}, None) for array in labelled.files(5000)]
     return Task(onnx_models.MAGIKA.file(), data, agreement, _largest)
 
 

@@ -36,7 +36,7 @@ MOST_BYTES = 4 << 30
 BATCH = 8
 """Samples that are run at once where the model lets the batch open."""
 IN_MEMORY = 1 << 30
-FITTED = 48
+FITTED = 96
 """Batches at most that weights and scales are fitted to: the rest measures errors, which takes many samples where a metric counts."""
 SPLITS = (4, 48)
 """Disjoint parts of what was not used for fitting, at least and at most: the spread over them is the confidence."""

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from passes.approximate.candidate import Approximation, Candidate, Refusal, Wanted, substituted, together
+from passes.approximate.refit import refit
 from passes.calibrate import Recorded, record, with_outputs
 from rewriter.budget import Budget
 from rewriter.calibration import CalibrationSet
@@ -91,12 +92,16 @@ class Workpiece:
 
     def _recorded(self, wanted: Wanted, known: Mapping[str, Recorded]) -> dict[str, Recorded]:
         inputs = [v.name or "" for v in self.graph.graph.inputs]
-        names = sorted((wanted.values | wanted.grams).union(inputs) - known.keys())
-        key = self.trials.load(with_outputs(self.graph, names))
+        return self._observed(self.graph, sorted((wanted.values | wanted.grams).union(inputs) - known.keys()), wanted.grams)
+
+    def _observed(self, model: ir.Model, names: Sequence[str], grams: frozenset[str] = frozenset()) -> dict[str, Recorded]:
+        """What these values are on the batches that weights are fitted to."""
+        inputs = [v.name or "" for v in model.graph.inputs]
+        key = self.trials.load(with_outputs(model, names))
         places = self.data.fitting
         try:
             return record(
-                self.graph, names, wanted.grams, self.data.feeds(places), lambda feed: self.trials.call(key, [feed[n] for n in inputs]),
+                model, names, grams, self.data.feeds(places), lambda feed: self.trials.call(key, [feed[n] for n in inputs]),
                 lambda n: self.progress(f"recording batch {n} of {len(places)}"),
             )  # fmt: skip
         finally:
@@ -125,8 +130,13 @@ class Workpiece:
         return self.trials.outputs(model, self.data.feeds(places))
 
     def substituted(self, candidates: Sequence[Candidate]) -> ir.Model:
-        """A copy of the graph with these in it."""
-        return substituted(self.graph, candidates)
+        """A copy of the graph with these in it, and fitted once more as a whole."""
+        model = substituted(self.graph, candidates)
+        fitted = frozenset().union(*(c.fitted for c in candidates))
+        if len(candidates) > 1 and fitted:
+            with contextlib.suppress(RewriterError):  # a graph that does not run is told where it is measured
+                refit(model, self.graph, fitted, self._observed)
+        return model
 
 
 @dataclass

@@ -49,6 +49,7 @@ class Candidate:
     Two candidates of one ``rewrite`` for equal parts take the same time: the name says what the structure depends on. ``timed_as``: the
     rewrite that takes as long, where that is another one.
     ``lost``: ||f - g||² / ||f||² at the site, on what was recorded. ``bound``: what is known of the error without data, in words.
+    ``fitted``: products, by their outputs, that may be fitted once more when all that was chosen is in its place (``refit``).
     ``numbers``: equal for candidates of one site that compute the same by other operators: the faster stands for both.
     """
 
@@ -64,6 +65,7 @@ class Candidate:
     bound: str = ""
     numbers: str = ""
     timed_as: str = ""
+    fitted: frozenset[str] = frozenset()
 
     @property
     def layer_error(self) -> float:

@@ -19,6 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from passes.approximate.candidate import Candidate, Refusal, Site, Wanted
+from passes.approximate.fitted_product import put, takes_offset
 from passes.approximate.products import Product, products
 from passes.approximate.substitution import Substitution
 from passes.calibrate import aligned
@@ -61,9 +62,15 @@ class MeanGates:
             yield Candidate(self.name, name, covers, _Fixed(gate.name or "", constant), unit=((source,), name), lost=lost)
 
     def _with_reader(self, source: str, gate: str, name: str, reader: Product, pairs: Pairs, axis: int) -> Candidate:
-        weights, offset, lost = _fitted(reader.weights, pairs, axis, offset=reader.is_convolution)
+        weights, offset, lost = _fitted(reader.weights, pairs, axis, offset=takes_offset(reader))
         return Candidate(
-            self.name, name, reader.covers | {name, gate}, _Fitted(reader, source, weights, offset), unit=((source,), reader.timed), lost=lost
+            self.name,
+            name,
+            reader.covers | {name, gate},
+            _Fitted(reader, source, weights, offset),
+            unit=((source,), reader.timed),
+            lost=lost,
+            fitted=frozenset({reader.output}),
         )
 
 
@@ -174,15 +181,8 @@ class _Fitted:
     """The product of what was scaled reads what there was before, with weights that were fitted to it."""
 
     def __init__(self, reader: Product, source: str, weights: Array, offset: Array) -> None:
-        self._output, self._source = reader.output, source
-        self._weights = reader.as_stored(weights)
-        self._bias = (reader.bias if reader.bias is not None else np.zeros(len(offset), np.float32)) + offset if reader.is_convolution else None
+        self._reader, self._source, self._weights, self._offset = reader, source, weights, offset
 
     def __call__(self, graph: Substitution) -> None:
-        node = graph.maker(self._output)
-        node.replace_input_with(0, graph.value(self._source))
-        node.replace_input_with(1, graph.stored(self._weights, f"{self._output}_weight"))
-        if self._bias is not None:
-            if len(node.inputs) < 3:
-                node.resize_inputs(3)
-            node.replace_input_with(2, graph.stored(self._bias.astype(np.float32), f"{self._output}_bias"))
+        graph.maker(self._reader.output).replace_input_with(0, graph.value(self._source))
+        put(graph, self._reader, self._weights, self._offset if takes_offset(self._reader) else None)

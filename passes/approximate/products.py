@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -128,6 +128,30 @@ def patches(product: Product, recorded: Recorded) -> Array | None:
     if not product.is_convolution:
         matrix = recorded.matrix()
         return matrix[:: max(1, len(matrix) // ROWS)]
+    each = max(1, ROWS // max(1, len(recorded.samples)))
+    found = [rows for sample in recorded.samples if (rows := _read(product, sample, each)) is not None]
+    return np.concatenate(found) if found and len(found) == len(recorded.samples) else None
+
+
+def pairs(product: Product, samples: Sequence[tuple[Array, Array]]) -> tuple[Array, Array] | None:
+    """Rows [n, depth] that the product multiplies and what ought to come of them, [n, outputs]; ``samples``: its input and that, of one batch."""
+    each = max(1, ROWS // max(1, len(samples)))
+    left, right = [], []
+    for sample, wanted in samples:
+        x = _read(product, sample, each)
+        y = _spread(np.moveaxis(wanted, 1, -1) if product.is_convolution else wanted, wanted.ndim - 1, each)
+        if x is None or y is None or len(x) != len(y):
+            return None
+        left.append(x)
+        right.append(y)
+    return (np.concatenate(left), np.concatenate(right)) if left else None
+
+
+def _read(product: Product, sample: Array, each: int) -> Array | None:
+    """Rows that the product multiplies for at most about ``each`` places of one batch; None where its convolution is grouped or of more than two
+    dimensions."""
+    if not product.is_convolution:
+        return _spread(sample, sample.ndim - 1, each)
     kernel = static(product.node.inputs[1])
     if kernel is None or len(kernel) not in (3, 4) or product.groups != 1:
         return None
@@ -135,24 +159,21 @@ def patches(product: Product, recorded: Recorded) -> Array | None:
     strides = product.node.attributes.get_ints("strides", None) or (1,) * spatial
     dilations = product.node.attributes.get_ints("dilations", None) or (1,) * spatial
     pads = product.node.attributes.get_ints("pads", None) or (0,) * (2 * spatial)
-    each = max(1, ROWS // max(1, len(recorded.samples)))
-    found = []
-    for sample in recorded.samples:
-        around = [(0, 0), (0, 0), *((pads[k], pads[k + spatial]) for k in range(spatial))]
-        padded = np.pad(sample, around)
-        extent = [(kernel[k + 2] - 1) * dilations[k] + 1 for k in range(spatial)]
-        if any(padded.shape[k + 2] < extent[k] for k in range(spatial)):
-            return None
-        axes = tuple(range(2, 2 + spatial))
-        windows = np.lib.stride_tricks.sliding_window_view(padded, extent, axis=axes)
-        places = tuple(slice(None, None, s) for s in strides)
-        taps = tuple(slice(None, None, d) for d in dilations)
-        windows = windows[(slice(None), slice(None), *places, *taps)]
-        moved = np.moveaxis(windows, 1, 1 + spatial)
-        count = int(np.prod(moved.shape[: 1 + spatial]))
-        picks = np.unravel_index(np.arange(0, count, max(1, count // each)), moved.shape[: 1 + spatial])
-        found.append(moved[picks].reshape(len(picks[0]), -1))
-    return np.concatenate(found) if found else None
+    padded = np.pad(sample, [(0, 0), (0, 0), *((pads[k], pads[k + spatial]) for k in range(spatial))])
+    extent = [(kernel[k + 2] - 1) * dilations[k] + 1 for k in range(spatial)]
+    if any(padded.shape[k + 2] < extent[k] for k in range(spatial)):
+        return None
+    windows = np.lib.stride_tricks.sliding_window_view(padded, extent, axis=tuple(range(2, 2 + spatial)))
+    places = tuple(slice(None, None, s) for s in strides)
+    taps = tuple(slice(None, None, d) for d in dilations)
+    return _spread(np.moveaxis(windows[(slice(None), slice(None), *places, *taps)], 1, 1 + spatial), 1 + spatial, each)
+
+
+def _spread(array: Array, places: int, each: int) -> Array:
+    """At most about ``each`` of the places that the first axes are, evenly, as rows of all the rest."""
+    count = int(np.prod(array.shape[:places]))
+    picks = np.unravel_index(np.arange(0, count, max(1, count // each)), array.shape[:places])
+    return np.asarray(array[picks].reshape(len(picks[0]), -1))
 
 
 def _plain(node: ir.Node) -> bool:

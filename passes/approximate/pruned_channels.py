@@ -20,11 +20,12 @@ import onnx_ir as ir
 
 from passes.approximate.candidate import Candidate, Later, Refusal, Site, Wanted
 from passes.approximate.elimination import Kept, Reading, best, orders
+from passes.approximate.fitted_product import put, takes_offset, vector
 from passes.approximate.hidden_channels import Hidden, hidden
 from passes.approximate.products import Product, moments, patches
 from passes.approximate.substitution import Substitution
 from passes.calibrate import Recorded
-from rewriter.edit import is_op, tensor, uses
+from rewriter.edit import tensor
 
 Array = np.ndarray
 PARTS = (0.875, 0.75, 0.5, 0.35, 0.25)
@@ -59,13 +60,14 @@ class PrunedChannels:
         order = Later(partial(orders, readings, channels, min(sizes)))
         each = sum(p.weights.shape[1] + (p.bias is not None) for p in part.writers) + sum(len(r.weights) * r.taps for r in readings)
         each += sum(data.size // channels for node in part.between for v in node.inputs if (data := tensor(v)) is not None)
-        added = sum(len(p.weights) for p, r in zip(part.readers, readings, strict=True) if r.mean is not None and _bias(p) is None)
+        added = sum(len(p.weights) for p, r in zip(part.readers, readings, strict=True) if r.mean is not None and vector(p) is None)
         products = {p.output for p in (*part.writers, *part.readers)}
         for size in sizes:
             kept = Later(partial(_best, readings, order, size))
             yield Candidate(
                 f"{self.name}-{size / channels:.0%}", part.output.output, frozenset(products | set(part.values)), _Apply(part, size, kept),
                 (added - (channels - size) * each) * 4, unit=(part.inputs, part.output.output), lost=Later(partial(_share_lost, kept)),
+                fitted=frozenset(p.output for p in part.readers),
             )  # fmt: skip
 
 
@@ -93,29 +95,12 @@ def _readings(part: Hidden, recorded: Mapping[str, Recorded]) -> list[Reading] |
 
 def _mean(product: Product, recorded: Recorded) -> Array | None:
     """Of what the product reads, if it can take an offset."""
-    if not _takes_offset(product):
+    if not takes_offset(product):
         return None
     if not product.is_convolution and (known := recorded.mean()) is not None:
         return known
     rows = patches(product, recorded)
     return None if rows is None else np.asarray(rows.astype(np.float64).mean(axis=0))
-
-
-def _takes_offset(product: Product) -> bool:
-    return not is_op(product.node, "MatMul") or _bias(product) is not None
-
-
-def _bias(product: Product) -> tuple[str, int] | None:
-    """Where the vector stands that is added to the product: the output of the node that adds it, and its place there."""
-    if product.bias is not None:
-        return product.output, 2
-    value = product.node.outputs[0]
-    if not is_op(product.node, "MatMul") or uses(value) != 1 or value.is_graph_output():
-        return None
-    (use,) = value.uses()
-    data = tensor(use.node.inputs[1 - use.idx]) if is_op(use.node, "Add") else None
-    fits = data is not None and data.size == len(product.weights) == data.shape.numpy()[-1]
-    return (use.node.outputs[0].name or "", 1 - use.idx) if fits else None
 
 
 class _Apply:
@@ -128,7 +113,7 @@ class _Apply:
     def __call__(self, graph: Substitution) -> None:
         part, kept = self._part, self._kept()
         for reader, weights, offset in zip(part.readers, kept.weights, kept.offsets, strict=True):
-            self._fit(graph, reader, weights, offset)
+            put(graph, reader, weights, offset)
         for writer in part.writers:
             node = graph.maker(writer.output)
             self._cut(kept.channels, graph, node, 1, writer.channel_axis)
@@ -146,24 +131,6 @@ class _Apply:
                 node.attributes["group"] = ir.AttrInt64("group", self._size)
         for name in part.values:
             _forget_channels(graph.value(name), part.channels, self._size, images=part.images)
-
-    def _fit(self, graph: Substitution, reader: Product, weights: Array, offset: Array | None) -> None:
-        node = graph.maker(reader.output)
-        if reader.is_convolution:
-            window = reader.as_stored(reader.weights).shape[2:]
-            stored = weights.reshape(len(weights), self._size, *window)
-        else:
-            stored = weights if reader.channel_axis == 0 else weights.T
-        node.replace_input_with(1, graph.stored(stored, f"{reader.output}_weight"))
-        if offset is None:
-            return
-        name, place = _bias(reader) or (reader.output, 2)
-        added = graph.maker(name)
-        if place == len(added.inputs):
-            added.resize_inputs(place + 1)
-        known = tensor(added.inputs[place])
-        now = offset if known is None else known.numpy() + offset
-        added.replace_input_with(place, graph.stored(np.asarray(now, np.float32), f"{reader.output}_bias"))
 
     def _cut(self, kept: Array, graph: Substitution, node: ir.Node, place: int, axis: int) -> None:
         data = tensor(node.inputs[place])

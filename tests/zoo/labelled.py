@@ -102,7 +102,7 @@ def frames() -> Iterator[Array]:
         if not folder.is_dir():
             continue
         sound = speech(folder.name)
-        for start in range(0, len(sound) - 576, 500):
+        for start in range(0, len(sound) - 576, 250):
             window = sound[start : start + 576]
             yield window[None].astype(np.float32)
             yield (window * 0.02 + random.normal(0, 0.01, 576))[None].astype(np.float32)
