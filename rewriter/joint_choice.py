@@ -95,7 +95,7 @@ class Search:
             self._work.progress(f"choosing, round {number + 1}")
             taken = solve(self._additive(), self._room(self._bound), self._most_bytes())
             known = best[1]
-            if not taken and known is None and self.rounds:
+            if not taken and known is None:
                 taken = self._single()
             if not taken or (known is not None and taken == known.chosen):
                 if known is None:
@@ -126,7 +126,7 @@ class Search:
         samples what it lost is mostly chance, and the one whose gain it was has not been measured without the others."""
         missed = {k for together in self._problem.excluded if len(together) == 1 for k in together}
         options = self._additive().options
-        within = [self._measured[place].error.mean <= self._bound for place in self.places]
+        within = [self._measured[place].error.lower <= self._bound for place in self.places]
         left = [k for k, o in enumerate(options) if k not in missed and within[k] and o.latency < 0]
         return frozenset({min(left, key=lambda k: options[k].latency)}) if left and self._most_bytes() is None else frozenset()
 

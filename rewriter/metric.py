@@ -21,7 +21,7 @@ T95 = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812, 1.7
 """Student's t, one-sided 95 %, for 1, 2, .. degrees of freedom (any table)."""
 T99 = (31.821, 6.965, 4.541, 3.747, 3.365, 3.143, 2.998, 2.896, 2.821, 2.764, 2.718, 2.681, 2.650, 2.624, 2.602)
 """99 %: of five bounds that hold with that, all hold with 95 % (Bonferroni)."""
-HINT = 4
+HINT = 8
 """Splits from which a worsening can be seen to be hopeless."""
 
 

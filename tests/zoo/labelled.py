@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import sysconfig
 from collections.abc import Iterator
 from itertools import zip_longest
@@ -69,20 +70,31 @@ def phrases(count: int) -> list[str]:
     return [" ".join(words[k : k + int(random.integers(2, 5))])[:22] for k in random.integers(0, len(words) - 5, count)]
 
 
-def files(count: int) -> list[Array]:
-    """Files of the unpacked packages, and of Python's library, as magika reads them, int32 [1, 2048]: of every kind of
-    name as many, each content once."""
+def files(count: int) -> list[tuple[Array, Array]]:
+    """Files of the unpacked packages, and of Python's library, as magika reads them, int32 [1, 2048], and which of its 214 answers agree with
+    their names, bool [1, 214]: of every kind of name as many, each content once."""
+    answers = _answers()
     kinds: dict[str, list[Path]] = {}
     for folder in (UNPACKED, *(Path(sysconfig.get_path(name)) for name in ("purelib", "stdlib"))):
-        for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.stat().st_size > 64):
+        for path in sorted(p for p in folder.rglob("*") if p.suffix[1:] in answers and p.is_file() and p.stat().st_size > 64):
             kinds.setdefault(path.suffix, []).append(path)
     order = (path for row in zip_longest(*kinds.values()) for path in row if path is not None)
-    found: dict[bytes, Array] = {}
+    found: dict[bytes, tuple[Array, Array]] = {}
     while len(found) < count and (path := next(order, None)) is not None:
         array = _as_magika(path)
-        found.setdefault(array.tobytes(), array)
-    arrays = list(found.values())
-    return [arrays[k] for k in np.random.default_rng(0).permutation(len(arrays))]
+        found.setdefault(array.tobytes(), (array, answers[path.suffix[1:]]))
+    pairs = list(found.values())
+    return [pairs[k] for k in np.random.default_rng(0).permutation(len(pairs))]
+
+
+def _answers() -> dict[str, Array]:
+    """By a name's extension, what magika may say of it."""
+    folder = package("magika")
+    known = json.loads((folder / "config" / "content_types_kb.min.json").read_text())
+    (config,) = (folder / "models").glob("*/config.min.json")
+    labels: list[str] = json.loads(config.read_text())["target_labels_space"]
+    extensions = [set(known[label]["extensions"]) for label in labels]
+    return {e: np.array([[e in own for own in extensions]]) for e in set().union(*extensions)}
 
 
 def _as_magika(path: Path) -> Array:
@@ -102,7 +114,7 @@ def frames() -> Iterator[Array]:
         if not folder.is_dir():
             continue
         sound = speech(folder.name)
-        for start in range(0, len(sound) - 576, 250):
+        for start in range(0, len(sound) - 576, 100):
             window = sound[start : start + 576]
             yield window[None].astype(np.float32)
             yield (window * 0.02 + random.normal(0, 0.01, 576))[None].astype(np.float32)
