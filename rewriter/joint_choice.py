@@ -24,6 +24,8 @@ ROUNDS = ANSWERS
 """How often the program is solved and its answer measured."""
 HOPELESS = 7
 """And how many more of them may be given up on the way."""
+TIGHTER = 1.3
+"""After one that missed they count for this much more, at least."""
 LOOSER = 4.0
 """An answer that lost much less than was predicted divides what errors count for by this, at most: on few samples it may be chance."""
 SLACK = 0.7
@@ -266,9 +268,9 @@ class Search:
         drift = sum(self._measured[self.places[k]].drift for k in taken)
         if self._work.judge.additive and math.isfinite(lost) and drift > 0:
             counted = self._worth * self._scale
-            self._worth, self._scale = max(1.1 * counted, min(lost / drift, math.sqrt(counted * self._met))), 1.0
+            self._worth, self._scale = max(TIGHTER * counted, min(lost / drift, math.sqrt(counted * self._met))), 1.0
             return
-        self._scale *= max(1.1, lost / left) if math.isfinite(lost) and left > 0 else 4.0
+        self._scale *= max(TIGHTER, lost / left) if math.isfinite(lost) and left > 0 else 4.0
 
     def _disappointed(self, taken: frozenset[int], point: Point) -> None:
         """The whole gained less than its parts by themselves: so will others of these kinds. Of several kinds nobody knows which it was: the

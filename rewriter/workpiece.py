@@ -92,13 +92,13 @@ class Workpiece:
 
     def _recorded(self, wanted: Wanted, known: Mapping[str, Recorded]) -> dict[str, Recorded]:
         inputs = [v.name or "" for v in self.graph.graph.inputs]
-        return self._observed(self.graph, sorted((wanted.values | wanted.grams).union(inputs) - known.keys()), wanted.grams)
+        return self._observed(self.graph, sorted((wanted.values | wanted.grams).union(inputs) - known.keys()), grams=wanted.grams)
 
-    def _observed(self, model: ir.Model, names: Sequence[str], grams: frozenset[str] = frozenset()) -> dict[str, Recorded]:
-        """What these values are on the batches that weights are fitted to."""
+    def _observed(self, model: ir.Model, names: Sequence[str], most: int | None = None, grams: frozenset[str] = frozenset()) -> dict[str, Recorded]:
+        """What these values are on the batches that weights are fitted to, or on so many of them."""
         inputs = [v.name or "" for v in model.graph.inputs]
         key = self.trials.load(with_outputs(model, names))
-        places = self.data.fitting
+        places = self.data.fitting[:most]
         try:
             return record(
                 model, names, grams, self.data.feeds(places), lambda feed: self.trials.call(key, [feed[n] for n in inputs]),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -10,7 +12,7 @@ from proposals import candidates, inputs, model, normal
 
 from passes.approximate.candidate import substituted
 from passes.approximate.pruned_channels import PrunedChannels
-from passes.approximate.refit import refit
+from passes.approximate.refit import Observe, refit
 from passes.calibrate import Feed, Recorded, record, with_outputs
 
 NETWORKS = {
@@ -27,9 +29,12 @@ NETWORKS = {
 }  # fmt: skip
 
 
-def observe(feeds: list[Feed], seen: ir.Model, names: list[str]) -> dict[str, Recorded]:
-    proto = ir.to_proto(with_outputs(seen, names))
-    return record(seen, names, frozenset(), feeds, lambda feed: run_ort(proto, feed))
+def observe(feeds: list[Feed]) -> Observe:
+    def seen(network: ir.Model, names: Sequence[str], most: int | None) -> dict[str, Recorded]:
+        proto = ir.to_proto(with_outputs(network, names))
+        return record(network, names, frozenset(), feeds[:most], lambda feed: run_ort(proto, feed))
+
+    return seen
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -42,7 +47,7 @@ def test_the_second_layer_makes_up_for_what_the_first_has_lost(name: str) -> Non
     chosen = list(sites.values())
     plain = substituted(exact, chosen)
     fitted = substituted(exact, chosen)
-    refit(fitted, exact, frozenset().union(*(c.fitted for c in chosen)), lambda seen, names: observe(feeds, seen, list(names)))
+    refit(fitted, exact, frozenset().union(*(c.fitted for c in chosen)), observe(feeds))
     want, before, after = ([run_ort(ir.to_proto(m), f)[0] for f in others] for m in (exact, plain, fitted))
     errors = [np.linalg.norm(np.subtract(got, want)) / np.linalg.norm(want) for got in (before, after)]
     assert errors[1] < 0.995 * errors[0]
@@ -54,6 +59,6 @@ def test_nothing_changes_where_nothing_was_lost() -> None:
     exact = model(body, **{n: normal(*s, scale=0.3) for n, s in shapes.items()})
     feeds = inputs(*shape, count=16)
     same = exact.clone()
-    refit(same, exact, ["c", "y", "x", "unknown"], lambda seen, names: observe(feeds, seen, list(names)))
+    refit(same, exact, ["c", "y", "x", "unknown"], observe(feeds))
     want, got = (run_ort(ir.to_proto(m), feeds[0])[0] for m in (exact, same))
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)

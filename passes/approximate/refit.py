@@ -11,13 +11,14 @@ with x̂_c, r_c less their means, or as they are and d = 0 where the layer takes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from passes.approximate.fitted_product import put, takes_offset, vector
-from passes.approximate.products import Product, pairs, products
+from passes.approximate.products import ROWS, Product, pairs, products
 from passes.approximate.substitution import Substitution
 from passes.calibrate import Recorded, aligned
 from passes.drop_dead import drop_dead
@@ -26,8 +27,10 @@ from rewriter.edit import tensor
 Array = np.ndarray
 RIDGE = 1e-2
 """Of the mean square of what a layer reads."""
-Observe = Callable[[ir.Model, Sequence[str]], Mapping[str, Recorded]]
-"""What these values are in a model, on the batches that weights are fitted to."""
+FEWEST = 8
+"""Batches that a layer is fitted to, at least."""
+Observe = Callable[[ir.Model, Sequence[str], int | None], Mapping[str, Recorded]]
+"""What these values are in a model, on so many of the batches that weights are fitted to, or on all."""
 
 
 def refit(model: ir.Model, exact: ir.Model, outputs: Collection[str], observe: Observe) -> None:
@@ -35,11 +38,13 @@ def refit(model: ir.Model, exact: ir.Model, outputs: Collection[str], observe: O
     graph = Substitution(model)
     known = {v.name for node in exact.graph for v in node.outputs}
     results = {p.output: _result(p) for p in products(model) if p.output in outputs and p.groups == 1}
-    wanted = observe(exact, sorted(r for r in set(results.values()) if r in known))
+    wanted = observe(exact, sorted(r for r in set(results.values()) if r in known), None)
     for product in products(model):  # in the order of the graph: each reads what the last one has become
         if results.get(product.output) in wanted:
-            read = observe(model, [product.input])[product.input]
-            found = pairs(product, [(x, y) for x, y in aligned(read, wanted[results[product.output]])])
+            ought = wanted[results[product.output]]
+            places = max((s.size for s in ought.samples), default=1) // len(product.weights)
+            read = observe(model, [product.input], max(FEWEST, math.ceil(ROWS / max(1, places))))[product.input]
+            found = pairs(product, [(x, y) for x, y in aligned(read, ought)])
             if found is not None and len(found[0]):
                 _fit(graph, product, *found)
                 drop_dead(model)
