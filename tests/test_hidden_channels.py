@@ -38,6 +38,10 @@ SHAPES = {
         "q = Add(d, eb3) y = Conv(q, v) }",
         {"e": copies(normal(C, 1, 3, 1)), "eb": copies(normal(C)), "eb3": copies(normal(C, 1, 1))}, 1, 1,
     ),
+    "of lines": (
+        "main (float[1,4,35] x) => (float[1,6,33] y) { a = Conv(x, w, b) h = Mul(a, s) t = Tanh(h) y = Conv<kernel_shape=[3]>(t, v) }",
+        {"s": copies(normal(C, 1))}, 1, 1,
+    ),
     "gated": (
         "main (float[3,4] x) => (float[3,6] y) { a = MatMul(x, w) ab = Add(a, b) u = MatMul(x, w2) s = Sigmoid(ab) g = Mul(ab, s) h = Mul(g, u) "
         "m = MatMul(h, v) y = Add(m, vb) }",
@@ -54,10 +58,10 @@ SHAPES = {
 def example(name: str) -> tuple[ir.Model, list[Feed]]:
     body, extra, _, _ = SHAPES[name]
     linear = name == "gated"
-    taps = (3, 3) if name == "squeeze and excitation" else (1, 1)
-    w, v = (copies(normal(4, C), 1), normal(C, 6)) if linear else (copies(normal(C, 4, 1, 1)), normal(6, C, *taps))
+    taps = (3, 3) if name == "squeeze and excitation" else (3,) if name == "of lines" else (1, 1)
+    w, v = (copies(normal(4, C), 1), normal(C, 6)) if linear else (copies(normal(C, 4, *[1] * len(taps))), normal(6, C, *taps))
     constants = {"three": np.float32(3), "zero": np.float32(0), "six": np.float32(6)} if name == "hard swish" else {}
-    shape = (3, 4) if linear else (1, 4, 7, 5)
+    shape = (3, 4) if linear else (1, 4, 35) if name == "of lines" else (1, 4, 7, 5)
     return model(body, w=w, b=copies(normal(C)), v=v, **extra, **constants), inputs(*shape, count=64)
 
 
@@ -90,6 +94,7 @@ REFUSED = {
     "two results": "main (float[1,4,7,5] x) => (float[1,6,7,5] y, float[1,6,7,5] z) { a = Conv(x, w, b) h = Relu(a) y = Conv(h, v) z = Conv(h, v2) }",
     "mixed channels": "main (float[1,4,7,5] x) => (float[1,6,7,5] y) { a = Conv(x, w, b) h = Softmax<axis=1>(a) y = Conv(h, v) }",
     "an input beside": "main (float[1,4,7,5] x, float[1,32,7,5] z) => (float[1,6,7,5] y) { a = Conv(x, w, b) h = Add(a, z) y = Conv(h, v) }",
+    "a vector along another axis": "main (float[1,4,35] x) => (float[32,6,35] y) { a = Conv(x, w1, b) h = Mul(a, c) y = Conv(h, v1) }",
     "a number for each place": "main (float[1,4,7,5] x) => (float[1,6,7,5] y) { a = Conv(x, w, b) h = Mul(a, m) y = Conv(h, v) }",
     "a gate that others read": "main (float[1,4,7,5] x) => (float[1,6,7,5] y, float[1,8,1,1] fr) { a = Conv(x, w, b) h = Relu(a) "
     + SE + " y = Conv(k, v) }",
@@ -100,6 +105,7 @@ REFUSED = {
 def test_channels_that_are_seen_elsewhere_stay(name: str) -> None:
     gate = SHAPES["squeeze and excitation"][1]
     everything = {"w": normal(C, 4, 1, 1), "b": normal(C), "v": normal(6, C, 1, 1), "v2": normal(6, C, 1, 1), "m": normal(1, 1, 7, 5), **gate}
+    everything |= {"w1": normal(C, 4, 1), "c": normal(C, 1, 1), "v1": normal(6, C, 1)}
     used = {k: a for k, a in everything.items() if f"{k})" in REFUSED[name] or f"{k}," in REFUSED[name]}
     assert [p for p in hidden(model(REFUSED[name], **used)) if p.channels == C] == []
 

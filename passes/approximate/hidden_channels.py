@@ -8,6 +8,7 @@ only one result leaves).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -208,17 +209,17 @@ def channel_wise(node: ir.Node, channels: int, *, images: bool) -> list[ir.Value
 
 
 def _operands(node: ir.Node, channels: int, *, images: bool) -> list[ir.Value] | None:
-    computed = []
-    for value in node.inputs:
-        if value is None:
-            return None
-        data = tensor(value)
-        if data is None:
-            computed.append(value)
-        elif data.size != 1 and not is_vector(tuple(data.shape.numpy()), channels, images=images):
-            return None
+    """Of a sum, a product and the like: all that is computed, if the rest is a number, or a vector along the channels."""
+    computed = [v for v in node.inputs if v is not None and tensor(v) is None]
     ranks = {None if v.shape is None else len(v.shape) for v in computed}
-    return computed if computed and (len(computed) == 1 or (len(ranks) == 1 and None not in ranks)) else None
+    rank = ranks.pop() if len(ranks) == 1 else None
+    if rank is None:
+        return None
+    for value in node.inputs:
+        data = tensor(value)
+        if data is not None and data.size != 1 and not is_vector(tuple(data.shape.numpy()), channels, rank - 1 if images else 1):
+            return None
+    return computed
 
 
 def _over_places(node: ir.Node, *, images: bool) -> bool:
@@ -230,13 +231,6 @@ def _over_places(node: ir.Node, *, images: bool) -> bool:
     return bool(len(axes)) and all(int(a) % len(value.shape) > 1 for a in axes.reshape(-1))
 
 
-def is_vector(shape: tuple[int, ...], channels: int, *, images: bool) -> bool:
-    """One number a channel, along the axis of channels."""
-    size = 1
-    for d in shape:
-        size *= d
-    if size != channels:
-        return False
-    if images:
-        return len(shape) in (3, 4) and shape[-3] == channels
-    return bool(shape) and shape[-1] == channels
+def is_vector(shape: tuple[int, ...], channels: int, place: int) -> bool:
+    """One number a channel, along the axis that many places from the end."""
+    return len(shape) >= place and shape[-place] == channels == math.prod(shape)
