@@ -90,7 +90,7 @@ def test_outputs_of_nan_do_not_represent_the_data() -> None:
 
 
 def test_what_is_hopeless_is_not_measured_to_the_end() -> None:
-    judge, data, exact = made(times=10)
+    judge, data, exact = made(times=20)
     asked: list[int] = []
 
     def wrong(factor: float) -> Iterator[list[np.ndarray]]:
