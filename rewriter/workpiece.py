@@ -135,8 +135,17 @@ class Workpiece:
         fitted = frozenset().union(*(c.fitted for c in candidates))
         if len(candidates) > 1 and fitted:
             with contextlib.suppress(RewriterError):  # a graph that does not run is told where it is measured
-                refit(model, self.graph, fitted, self._observed)
+                refit(model, self.graph, fitted, self._observed_once)
         return model
+
+    def _observed_once(self, model: ir.Model, names: Sequence[str], most: int | None) -> Mapping[str, Recorded]:
+        """As ``_observed``; what the graph itself gives is recorded for all answers that are fitted to it."""
+        if model is not self.graph:
+            return self._observed(model, names, most)
+        recorded = self.known.recorded
+        if left := [n for n in names if n not in recorded]:
+            recorded.update(self._observed(model, left))
+        return {n: recorded[n] for n in names}
 
 
 @dataclass

@@ -77,6 +77,11 @@ def test_what_an_iterable_makes_is_kept_on_disk(monkeypatch: pytest.MonkeyPatch)
     np.testing.assert_array_equal(rows(read_calibration((x[None] for x in X), graph())), X)
 
 
+def test_what_is_read_of_an_iterable_has_an_end_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_BYTES", 10 * X[:1].nbytes)
+    assert len(read_calibration((x[None] for x in X), graph()).batches) == 11
+
+
 def test_an_endless_iterable_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST", 50)
 

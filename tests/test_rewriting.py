@@ -140,6 +140,14 @@ def test_a_product_read_elsewhere_is_not_done_twice(saturator: Saturator) -> Non
     assert sorted(n.op_type for n in after.graph) == ["Add", "MatMul"]
 
 
+def test_a_convolution_is_not_done_twice_for_an_offset(saturator: Saturator) -> None:
+    """h and h + 3 of a hard swish: an offset costs less than to convolve again with another bias."""
+    body = f"""main (float[1,2,32,32] x) => (float[1,16,32,32] y) <{weight("K", 16, 2, 1, 1)}, {weight("b", 16)}, float three = {{3}}, float zero = {{0}}, float six = {{6}}>
+        {{ h = Conv(x, K, b)  p = Add(h, three)  c = Clip(p, zero, six)  y = Mul(h, c) }}"""
+    after, _ = rewrite(body, saturator)
+    assert sorted(n.op_type for n in after.graph) == ["Add", "Clip", "Conv", "Mul"]
+
+
 def test_low_rank_stays_where_merging_costs_more(saturator: Saturator) -> None:
     """(x·A)·B through a narrow middle is cheaper than x·(A·B), through a wide one dearer: the law holds for both, cost decides."""
     narrow = f"main (float[512,96] x) => (float[512,96] y) <{weight('A', 96, 1)}, {weight('B', 1, 96)}> {{ q = MatMul(x, A)  y = MatMul(q, B) }}"

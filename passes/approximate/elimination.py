@@ -22,6 +22,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from passes.approximate.fitted_product import damped
+
 Array = np.ndarray
 BATCH = 32
 """One channel in so many is looked at together with others for which of them go next."""
@@ -54,9 +56,7 @@ class Reading:
 
     def damped(self) -> Array:
         """H = C + e I."""
-        wide = self.moments().astype(np.float64)
-        wide[np.diag_indices_from(wide)] += RIDGE * float(np.mean(np.diag(wide))) + 1e-12
-        return wide
+        return damped(self.moments(), RIDGE)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,14 @@ from rewriter.edit import is_op, tensor, uses
 Array = np.ndarray
 
 
+def damped(square: Array, ridge: float) -> Array:
+    """Second moments or covariances, float64, with a part ``ridge`` of their mean diagonal added to it: what is fitted to few inputs must not follow
+    their noise."""
+    wide = square.astype(np.float64)
+    wide[np.diag_indices_from(wide)] += ridge * float(np.mean(np.diag(wide))) + 1e-12
+    return wide
+
+
 def takes_offset(product: Product) -> bool:
     """A convolution and a Gemm can be given a vector that is added; a MatMul has one in an Add behind it, or none."""
     return not is_op(product.node, "MatMul") or vector(product) is not None

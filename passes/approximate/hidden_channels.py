@@ -88,7 +88,9 @@ class _Grown:
             if value in self._values:
                 continue
             self._values[value] = None
-            if len(self._values) > LARGEST or value.is_graph_output() or not self._made(value) or not all(map(self._read, *_uses(value))):
+            if len(self._values) > LARGEST or value.is_graph_output() or not self._made(value):
+                return False
+            if not all(self._read(use.node, use.idx) for use in value.uses()):
                 return False
         return bool(self._readers)
 
@@ -187,16 +189,11 @@ class _Grown:
         return seen
 
 
-def _uses(value: ir.Value) -> tuple[list[ir.Node], list[int]]:
-    uses = list(value.uses())
-    return [u.node for u in uses], [u.idx for u in uses]
-
-
 def channel_wise(node: ir.Node, channels: int, *, images: bool) -> list[ir.Value] | None:
     """What of its inputs has the channels, where the node treats every channel by itself; None where it does not, or is not known to."""
     if len(node.outputs) != 1 or not node.inputs or node.inputs[0] is None:
         return None
-    if is_op(node, *ELEMENTWISE) or (images and is_op(node, *POOLINGS)) or (is_op(node, "ReduceMean") and _over_places(node, images=images)):
+    if is_op(node, *ELEMENTWISE) or (images and (is_op(node, *POOLINGS) or _over_places(node))):
         return [node.inputs[0]] if all(v is None or tensor(v) is not None for v in node.inputs[1:]) else None
     if is_op(node, "Conv") and images:
         whole = all(tensor(v) is not None for v in node.inputs[1:] if v is not None)
@@ -222,11 +219,11 @@ def _operands(node: ir.Node, channels: int, *, images: bool) -> list[ir.Value] |
     return computed
 
 
-def _over_places(node: ir.Node, *, images: bool) -> bool:
+def _over_places(node: ir.Node) -> bool:
     """A mean over the places of images, which stay there with length 1."""
     axes = const(node.inputs[1]) if len(node.inputs) > 1 else None
     value = node.inputs[0]
-    if not images or axes is None or value is None or value.shape is None or node.attributes.get_int("keepdims", 1) != 1:
+    if not is_op(node, "ReduceMean") or axes is None or value is None or value.shape is None or node.attributes.get_int("keepdims", 1) != 1:
         return False
     return bool(len(axes)) and all(int(a) % len(value.shape) > 1 for a in axes.reshape(-1))
 

@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from passes.approximate.candidate import Candidate, Refusal, Site, Wanted
-from passes.approximate.fitted_product import put, takes_offset
+from passes.approximate.fitted_product import damped, put, takes_offset
 from passes.approximate.products import Product, products
 from passes.approximate.substitution import Substitution
 from passes.calibrate import aligned
@@ -134,8 +134,7 @@ def _fitted(weights: Array, pairs: Pairs, axis: int, *, offset: bool) -> tuple[A
     step = max(1, len(before) // ROWS)
     h, scaled = before[::step].astype(np.float64), after[::step].astype(np.float64)
     bar = np.concatenate([h, np.full((len(h), 1), float(offset))], axis=1)
-    square = bar.T @ bar
-    square[np.diag_indices_from(square)] += RIDGE * float(np.mean(np.diag(square))) + 1e-12
+    square = damped(bar.T @ bar, RIDGE)
     wanted = scaled @ weights.T.astype(np.float64)
     solution = np.linalg.solve(square, bar.T @ wanted)  # [channels + 1, outputs]
     left = wanted - bar @ solution

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from passes.approximate.fitted_product import put, takes_offset, vector
+from passes.approximate.fitted_product import damped, put, takes_offset, vector
 from passes.approximate.products import ROWS, Product, pairs, products
 from passes.approximate.substitution import Substitution
 from passes.calibrate import Recorded, aligned
@@ -63,7 +63,6 @@ def _fit(graph: Substitution, product: Product, x: Array, y: Array) -> None:
     missing = y - wide @ product.weights.T.astype(np.float64) - (0.0 if added is None else added.numpy().reshape(-1).astype(np.float64))
     means = [a.mean(axis=0) if offset else np.zeros(a.shape[1]) for a in (wide, missing)]
     centred = wide - means[0]
-    square = centred.T @ centred / len(wide)
-    square[np.diag_indices_from(square)] += RIDGE * float(np.mean(np.diag(square))) + 1e-12
+    square = damped(centred.T @ centred / len(wide), RIDGE)
     change = np.linalg.solve(square, centred.T @ (missing - means[1]) / len(wide)).T
     put(graph, product, product.weights + change, means[1] - change @ means[0] if offset else None)
