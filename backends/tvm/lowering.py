@@ -216,8 +216,8 @@ class Lowering:
         steps: list[Step] = []
         external = group.external(self.graph)
         scalars = [n for n in external if n in self.graph.constants and self.graph.constants[n].size == 1]
-        if any(node.op in ("QuantizeLinear", "DequantizeLinear") for node in group.chain):
-            scalars = []  # every layer has scales of its own: as operands, they leave one kernel for all
+        coding = {n for node in group.chain if node.op in ("QuantizeLinear", "DequantizeLinear") for n in node.inputs[1:]}
+        scalars = [n for n in scalars if n not in coding]  # every layer has its own: as operands, they leave one kernel for all
         for name in external:
             if name not in scalars and name not in register:
                 register[name] = first + len(operands)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from zoo.packages import UNPACKED, package
-from zoo.recordings import Array, as_input, speech
+from zoo.recordings import Array, as_input, sound_of
 
 
 def digits() -> tuple[Array, Array]:
@@ -80,7 +80,9 @@ def files(count: int) -> list[tuple[Array, Array]]:
             kinds.setdefault(path.suffix, []).append(path)
     order = (path for row in zip_longest(*kinds.values()) for path in row if path is not None)
     found: dict[bytes, tuple[Array, Array]] = {}
-    while len(found) < count and (path := next(order, None)) is not None:
+    for path in order:
+        if len(found) == count:
+            break
         array = _as_magika(path)
         found.setdefault(array.tobytes(), (array, answers[path.suffix[1:]]))
     pairs = list(found.values())
@@ -107,14 +109,12 @@ def _as_magika(path: Path) -> Array:
     return np.array(begin + end, "int32").reshape(1, 2048)
 
 
-def frames() -> Iterator[Array]:
-    """Windows of 576 samples at 16 kHz, [1, 576]: speech of several languages, and the same between noise and silence."""
+def streams() -> Iterator[list[Array]]:
+    """Recordings of several languages with silence at both ends, each in four degrees of noise, as Silero hears them: windows of 576 samples at 16
+    kHz, [1, 576], the first 64 of which are the end of the window before."""
     random = np.random.default_rng(0)
-    for folder in sorted((package("pytest_audioeval") / "samples" / "audio").iterdir()):
-        if not folder.is_dir():
-            continue
-        sound = speech(folder.name)
-        for start in range(0, len(sound) - 576, 100):
-            window = sound[start : start + 576]
-            yield window[None].astype(np.float32)
-            yield (window * 0.02 + random.normal(0, 0.01, 576))[None].astype(np.float32)
+    for file in sorted((package("pytest_audioeval") / "samples" / "audio").glob("*/*.wav")):
+        sound = np.pad(sound_of(file), 8000)
+        for part in (0.0, 0.1, 0.3, 1.0):
+            noisy = (sound + part * random.normal(0, sound.std(), len(sound))).astype(np.float32)
+            yield [noisy[None, start : start + 576] for start in range(0, len(noisy) - 576, 512)]

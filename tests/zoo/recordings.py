@@ -27,7 +27,12 @@ SENTENCES = (
 def speech(language: str = "en") -> Array:
     """A spoken sentence: float32 ``[samples]`` at 16 kHz, in -1..1."""
     folder = package("pytest_audioeval") / "samples" / "audio" / language
-    rate, samples = _wav(sorted(folder.glob("*.wav"))[0])
+    return sound_of(sorted(folder.glob("*.wav"))[0])
+
+
+def sound_of(file: Path) -> Array:
+    """A recording: float32 ``[samples]`` at 16 kHz, in -1..1."""
+    rate, samples = _wav(file)
     places = np.arange(0, len(samples) - 1, rate / 16000)
     return np.interp(places, np.arange(len(samples)), samples).astype("float32")
 
