@@ -100,7 +100,7 @@ def _approximate(work: Workpiece, plans: Sequence[Plan], again: Callable[[ir.Mod
         if reason := _enough(work) if tried else "":
             omitted = [Refusal(kind.name, "the whole model", reason) for kind in dict.fromkeys(k for stage in plan for k in stage)]
             break
-        work.graph, work.lost = work.exact, Worsening(0.0, 0.0)
+        work.graph, work.lost = work.begin, Worsening(0.0, 0.0)
         answer = _follow(work, plan, again, alone=not tried)
         tried.append(answer)
         if answer.point is not None and (best.point is None or better(work, answer.point, best.point)):

@@ -69,6 +69,8 @@ class Search:
         self._work, self._measured, self._problem, self._again = work, measured, problem, again
         self.places, self._bound, self._last = places, bound, last
         self._before, self._lost = work.graph, work.lost
+        self._rival = work.exact if work.graph is work.begin else work.graph
+        """What an answer has to be faster than."""
         self._worth = _worth([measured[k] for k in places]) if work.judge.additive else 1.0
         self._scale = 1.0
         self._met = math.inf
@@ -239,8 +241,8 @@ class Search:
         return max(error.likely, error.upper * self._bound / self._work.budget.metric) if self._work.budget.metric > 0 else error.upper
 
     def _times(self, variants: Mapping[str, ir.Model]) -> dict[str, float]:
-        """Microseconds of each, beside the graph that this stage began with."""
-        times = self._work.times({"before": self._before, **variants})
+        """Microseconds of each, beside the graph that they compete with."""
+        times = self._work.times({"before": self._rival, **variants})
         self.exact_ms = times["before"] / 1e3
         return times
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
+import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
@@ -22,9 +24,14 @@ LARGE = 4096
 """Bytes from which a weight lies in the common file."""
 TOGETHER = 16
 """Inputs that are sent at once where only the outputs are wanted."""
-ROUNDS = 5
-TURN = 0.012
-"""Seconds of calls in one turn of one variant."""
+ROUNDS = 16
+"""Turns of each variant in a comparison: many short ones, since what disturbs a machine comes and goes; ..."""
+FEWEST = 5
+"""... as many at least, where single calls are longer than turns should be."""
+SECONDS = 0.064
+"""Of calls of one variant in a comparison."""
+UNDISTURBED = 0.1
+"""Quantile of its calls that counts: what disturbs only adds."""
 
 
 class Trials:
@@ -91,8 +98,8 @@ class Trials:
         finally:
             self.drop(key, worker=worker)
 
-    def times(self, variants: Mapping[str, tuple[ir.Model, Sequence[Array]]], *, rounds: int = ROUNDS, turn: float = TURN) -> dict[str, float]:
-        """Microseconds of each in alternating turns, the lower quartile: what disturbs only adds. Infinite for what does not run."""
+    def times(self, variants: Mapping[str, tuple[ir.Model, Sequence[Array]]], *, seconds: float = SECONDS) -> dict[str, float]:
+        """Microseconds of each in alternating turns, a low quantile. Infinite for what does not run."""
         keys = {name: self._kept[id(model)][1] for name, (model, _) in variants.items() if id(model) in self._kept}
         passing: list[str] = []
         taken: dict[str, list[float]] = {name: [] for name in variants}
@@ -106,13 +113,18 @@ class Trials:
             passing.append(keys[name])
         self.left = {name: "; ".join(self._notes[key]) for name, key in keys.items() if self._notes[key]}
         names = list(keys)
-        for number in range(rounds + 1):
+        end = math.inf
+        for number in range(ROUNDS + 1):
             for name in names if number % 2 else reversed(names):
-                times = self._turn(keys[name], variants[name][1], turn)
+                times = self._turn(keys[name], variants[name][1], seconds / ROUNDS)
                 if number:  # the first round warms up
                     taken[name] += times[1:] or times
+            if number == 0:
+                end = time.monotonic() + 2 * seconds * len(names)
+            elif number >= FEWEST and time.monotonic() > end:
+                break
         self.drop(*passing, worker=self._timer)
-        return {name: 1e3 * float(np.quantile(ms, 0.25)) if ms else float("inf") for name, ms in taken.items()}
+        return {name: 1e3 * float(np.quantile(ms, UNDISTURBED)) if ms else math.inf for name, ms in taken.items()}
 
     def _turn(self, key: str, inputs: Sequence[Array], seconds: float) -> list[float]:
         message = {"do": "time", "key": key, "repeat": 500, "seconds": seconds}

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from passes.approximate.candidate import Approximation, Candidate, Refusal, Wanted, substituted, together
 from passes.approximate.refit import refit
 from passes.calibrate import Recorded, record, with_outputs
+from passes.spell_out_lstm import spell_out_lstm
 from rewriter.budget import Budget
 from rewriter.calibration import CalibrationSet
 from rewriter.errors import BudgetError, RewriterError
@@ -27,6 +28,10 @@ Array = np.ndarray
 
 ANSWERS = 5
 """Answers as a whole that are judged on the same samples before one is taken."""
+AS_FAST = 1.05
+"""What a graph may take of another's time to be thought as fast."""
+WHOLE = 0.4
+"""Seconds of calls of each graph where whole ones are compared."""
 SENSED = 4
 """Batches of each split on which single candidates are measured; the choice is measured on all."""
 
@@ -34,7 +39,8 @@ SENSED = 4
 class Workpiece:
     """The exact graph, what it gives on the measuring splits, and what variants of it are measured with.
 
-    ``graph``: the graph that candidates are put into, the exact one at first; ``lost``: what that has lost already.
+    ``graph``: the graph that candidates are put into; ``begin``: the first one, the exact graph with operators spelled out whose weights they would
+    hide, where that is as fast; ``lost``: what ``graph`` has lost already.
     """
 
     def __init__(
@@ -61,6 +67,15 @@ class Workpiece:
         known = dict(zip(data.measuring, outputs, strict=True))
         self.quick = Judge(metric, self.sensed, [known[p] for p in self.sensed.measuring])
         """Judges single candidates."""
+        self.begin = self.graph = self._spelled_out()
+
+    def _spelled_out(self) -> ir.Model:
+        spelled = ir.external_data.load_to_model(self.exact.clone())
+        if not spell_out_lstm(spelled):
+            return self.exact
+        stored = self.trials.stored(spelled)
+        times = self.times({"exact": self.exact, "spelled": stored})
+        return stored if times["spelled"] <= AS_FAST * times["exact"] else self.exact
 
     @property
     def bytes(self) -> int:
@@ -114,7 +129,7 @@ class Workpiece:
         beside = {reference: self.exact, **variants}
         for kept in {id(self.exact): self.exact, id(self.graph): self.graph}.values():
             self.trials.keep(kept)
-        times = self.trials.times({name: (model, self.example) for name, model in beside.items()}, turn=0.05)
+        times = self.trials.times({name: (model, self.example) for name, model in beside.items()}, seconds=WHOLE)
         if not math.isfinite(self._pace):
             self._pace = times[reference]
         factor = self._pace / times[reference] if math.isfinite(times[reference]) and times[reference] > 0 and math.isfinite(self._pace) else 1.0
