@@ -15,6 +15,7 @@ import onnx_ir as ir
 from passes.approximate.candidate import Approximation, Candidate, Refusal, Wanted, substituted, together
 from passes.approximate.refit import refit
 from passes.calibrate import Recorded, record, with_outputs
+from passes.drop_dead import drop_dead
 from passes.spell_out_lstm import spell_out_lstm
 from rewriter.budget import Budget
 from rewriter.calibration import CalibrationSet
@@ -73,7 +74,7 @@ class Workpiece:
         spelled = ir.external_data.load_to_model(self.exact.clone())
         if not spell_out_lstm(spelled):
             return self.exact
-        stored = self.trials.stored(spelled)
+        stored = self.trials.stored(drop_dead(spelled))
         times = self.times({"exact": self.exact, "spelled": stored})
         return stored if times["spelled"] <= AS_FAST * times["exact"] else self.exact
 

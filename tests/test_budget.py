@@ -51,7 +51,7 @@ def error(model: onnx.ModelProto, other: onnx.ModelProto, seed: int = 9) -> floa
     return float(np.linalg.norm([a - b for a, b in pairs]) / np.linalg.norm([a for a, _ in pairs]))
 
 
-def made_up(self: Trials, models: Mapping[str, tuple[ir.Model, Sequence[np.ndarray]]], rounds: int = 0, turn: float = 0.0) -> dict[str, float]:
+def made_up(self: Trials, models: Mapping[str, tuple[ir.Model, Sequence[np.ndarray]]], seconds: float = 0.0) -> dict[str, float]:
     """Microseconds by what a model holds, so that no clock decides a test: fewer bytes of weights are faster."""
     return {name: 1.0 + weight_bytes(model) / 1e3 + len(model.graph) for name, (model, _) in models.items()}
 
@@ -179,7 +179,7 @@ class Renamed:
 def test_a_kind_that_slows_the_whole_is_found_out_and_the_others_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     """By themselves both gain; in the whole graph the one that promises more takes time."""
 
-    def times(self: Trials, models: Mapping[str, tuple[ir.Model, Any]], rounds: int = 0, turn: float = 0.0) -> dict[str, float]:
+    def times(self: Trials, models: Mapping[str, tuple[ir.Model, Any]], seconds: float = 0.0) -> dict[str, float]:
         def of(model: ir.Model) -> float:
             names = " ".join(model.graph.initializers)
             whole = sum(n.op_type == "MatMul" for n in model.graph) == 2
@@ -194,7 +194,7 @@ def test_a_kind_that_slows_the_whole_is_found_out_and_the_others_stay(monkeypatc
 
 
 def test_what_an_engine_leaves_to_another_does_not_compete(monkeypatch: pytest.MonkeyPatch) -> None:
-    def times(self: Trials, models: Mapping[str, tuple[ir.Model, Any]], rounds: int = 0, turn: float = 0.0) -> dict[str, float]:
+    def times(self: Trials, models: Mapping[str, tuple[ir.Model, Any]], seconds: float = 0.0) -> dict[str, float]:
         self.left = {name: "there is no kernel for it" for name in models if "integers" in name}
         return made_up(self, models)
 
@@ -202,6 +202,39 @@ def test_what_an_engine_leaves_to_another_does_not_compete(monkeypatch: pytest.M
     report = rewriter.optimize(network(), budget=0.05, calibration=samples(8)).report
     reasons = {d["rule"]: d["reason"] for d in report.declined if d["rule"].startswith("quantise/int8-per")}
     assert "no kernel" in reasons["quantise/int8-per-channel-integers"] and "no kernel" not in reasons.get("quantise/int8-per-channel", "")
+
+
+def cell() -> onnx.ModelProto:
+    """One step of an LSTM."""
+    random = np.random.default_rng(0)
+    proto = parse(
+        f"main (float[1,{ROWS},{WIDTH}] x, float[1,{ROWS},64] h, float[1,{ROWS},64] c) => (float[1,{ROWS},64] a, float[1,{ROWS},64] b) "
+        "{ y, hn, cn = LSTM <hidden_size=64> (x, w, r, , , h, c) a = Neg(hn) b = Neg(cn) }"
+    )
+    weights = {"w": random.normal(size=(1, 256, WIDTH)), "r": random.normal(size=(1, 256, 64))}
+    proto.graph.initializer.extend(numpy_helper.from_array((a / 8).astype("float32"), n) for n, a in weights.items())
+    return proto
+
+
+@pytest.mark.parametrize("slower", [0.0, 1.0])
+def test_the_weights_of_an_lstm_are_reached_where_it_is_as_fast_spelled_out(slower: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    def times(self: Trials, models: Mapping[str, tuple[ir.Model, Any]], seconds: float = 0.0) -> dict[str, float]:
+        gates = {n: any(node.op_type == "Sigmoid" for node in model.graph) for n, (model, _) in models.items()}
+        return {n: (1.0 + weight_bytes(model) / 1e3) * (1 + slower * gates[n]) for n, (model, _) in models.items()}
+
+    monkeypatch.setattr(Trials, "times", times)
+    random = np.random.default_rng(1)
+    sizes = {"x": WIDTH, "h": 64, "c": 64}
+    feeds = [{n: random.uniform(-1, 1, (1, ROWS, size)).astype("float32") for n, size in sizes.items()} for _ in range(16)]
+    result = rewriter.optimize(cell(), budget=0.05, calibration=feeds[:12])
+    left = [node.op_type for node in result.model.graph.node]
+    if slower:
+        assert left.count("LSTM") == 1
+        return
+    assert "LSTM" not in left and result.report.budget is not None and result.report.budget["chosen"] == 1
+    for feed in feeds[12:]:
+        for want, got in zip(run_ort(cell(), feed), run_ort(result.model, feed), strict=True):
+            assert 0 < np.linalg.norm(got - want) <= 0.05 * np.linalg.norm(want)
 
 
 def test_what_time_does_not_allow_to_measure_does_not_compete(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +265,7 @@ def test_parts_of_a_set_that_missed_are_tried_alone(monkeypatch: pytest.MonkeyPa
         lost = 0.1 if "small" in names else 0.01
         return self._work.trials.stored(model), Worsening(lost, lost)
 
-    def times(self: Trials, models: Mapping[str, tuple[ir.Model, Any]], rounds: int = 0, turn: float = 0.0) -> dict[str, float]:
+    def times(self: Trials, models: Mapping[str, tuple[ir.Model, Any]], seconds: float = 0.0) -> dict[str, float]:
         return {name: 100.0 - sum(gain for n, gain in (("small", 2), ("large", 40)) if n in " ".join(m.graph.initializers)) for name, (m, _) in models.items()}
 
     monkeypatch.setattr(joint_choice.Search, "_judged", judged)

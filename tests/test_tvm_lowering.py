@@ -332,6 +332,19 @@ def test_products_of_eight_bits(name: str, kind: str, here: Machine, tmp_path: P
     assert not any(label.startswith("DequantizeLinear") for label in labels)
 
 
+def test_of_a_chain_with_codes_only_scales_and_zeros_are_operands(here: Machine, tmp_path: Path) -> None:
+    """Layers share a kernel that takes its scales; a power whose exponent is an operand is no product."""
+    proto = model(
+        "g (float[3,40] x) => (y) { d = Abs (x)\n p = Pow (d, two)\n q = Sqrt (p)\n m = Mul (q, half)\n y = QuantizeLinear (m, s, z) }",
+        two=np.float32(2), half=np.float32(0.5), s=np.float32(0.05), z=np.uint8(3),
+    )  # fmt: skip
+    x = weight(3, 40)
+    _, (launch,) = run(proto, x, folder=tmp_path, machine=here)
+    agree(proto, x, folder=tmp_path, machine=here)
+    assert [operand.dtype for operand in launch.kernel.operands] == ["float32", "float32", "uint8"]
+    assert [dict(step.attributes)["value"] for step in launch.kernel.chain.steps if step.op == "Constant"] == [2.0, 0.5]
+
+
 @pytest.mark.parametrize("axis, block", [(0, 4), (1, 8)])
 @pytest.mark.parametrize("kind", ["int8", "uint8"])
 def test_weights_with_scales_of_blocks(axis: int, block: int, kind: str, here: Machine, tmp_path: Path) -> None:
