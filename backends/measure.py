@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import statistics
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     import onnx
 
 Array = np.ndarray[Any, Any]
+
+SEEN = 4
+"""Rounds after which a candidate may be left out."""
+FEWEST = 6
+"""Rounds that there are in any case, of those that are asked for; the others only in twice the time."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +64,8 @@ def compare(
 ) -> dict[str, Timing]:
     """Time every candidate on ``inputs`` (arrays in graph order).
 
-    The candidates take turns, ``rounds`` times; ``seconds`` is the time for all timed calls together (each turn makes at
-    least one call), loading and warm-up come on top. A candidate that fails, crashes or takes longer than ``timeout``
+    The candidates take turns, ``rounds`` times, or fewer where calls take long; ``seconds`` is the time for all timed calls together
+    (each turn makes at least one call), loading and warm-up come on top. A candidate that fails, crashes or takes longer than ``timeout``
     for one step does not stop the others.
     """
     with Comparison(candidates, threads=threads, timeout=timeout) as comparison:
@@ -99,7 +105,7 @@ class Comparison:
             self._workers.pop(name).close()
 
     def run(self, inputs: Sequence[Any], *, rounds: int = 5, seconds: float = 1.0, drop: float | None = None) -> dict[str, Timing]:
-        """As ``compare``; every call loads anew. A candidate whose least time in the first round is more than ``drop`` times the best's
+        """As ``compare``; every call loads anew. A candidate whose least time in the first ``SEEN`` rounds is more than ``drop`` times the best's
         is not measured further."""
         values = [value if isinstance(value, list) else as_numpy(value) for value in inputs]
         taken: dict[str, list[float]] = {name: [] for name in self._candidates}
@@ -108,12 +114,15 @@ class Comparison:
         for name in self._candidates:
             self._try(name, failures, lambda n: self._time(n, values, turn))  # warm-up: its times are dropped
         names = list(self._candidates)
+        end = time.monotonic() + 2 * seconds
         for number in range(max(1, rounds)):
+            if number >= FEWEST and time.monotonic() > end:
+                break
             for name in names if number % 2 == 0 else reversed(names):  # nobody is always the one after a pause
                 times = self._try(name, failures, lambda n: self._time(n, values, turn)) or []
                 # The first call of a turn finds the caches as the other candidate left them: whoever goes first would look slower.
                 taken[name] += times[1:] or times
-            if number == 0 and drop is not None:
+            if number + 1 == SEEN and drop is not None:
                 names = _near(names, taken, drop)
         return {name: _timing(taken[name], failures.get(name)) for name in self._candidates}
 

@@ -185,7 +185,7 @@ def measure(name: str, make: Callable[[Path], Task], budget: float, engines: str
         for label, compiled in (("exact", exact), ("approximate", approximate)):
             compiled.save(folder / label)
             candidates[label] = Candidate(compiled.backend, saved=folder / label)
-        times = compare(candidates, list(test[0][0].values()), rounds=10, seconds=seconds, timeout=300)
+        times = compare(candidates, list(test[0][0].values()), rounds=40, seconds=seconds, timeout=300)
         accuracies = [accuracy(task, compiled, test) for compiled in (exact, approximate)]
     report = approximate.report
     _say(name, report.budget or {}, report.notes, fronts)

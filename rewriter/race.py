@@ -2,7 +2,7 @@
 
 A process for each candidate, so that thread pools do not meet. They start while the model is still being read, and the model itself is
 loaded while the search runs. The engines that build quickly run both graphs; those that take seconds (TVM, Inductor) run the result
-only, unless the user allows time for tuning. A candidate that is clearly slower than the best after one round drops out. What an engine
+only, unless the user allows time for tuning. A candidate that is clearly slower than the best after some rounds drops out. What an engine
 computes may be wrong (it has its own reading of the standard): the fastest is compared with the original's outputs on every input
 that the result was verified on, and gives way to the next one if it differs.
 """
@@ -33,7 +33,9 @@ SLOWER = 1.05
 GAIN = 0.97
 """An engine must take less than this times ONNX Runtime's latency to be chosen in its place."""
 LOST = 1.5
-"""A candidate that takes this many times the best's least latency in the first round is not measured further."""
+"""A candidate that takes this many times the best's least latency in the first rounds is not measured further."""
+ROUNDS = 24
+"""Many short turns: a machine may be two times as slow for some seconds, and each should be seen when it is not."""
 COPIES = 2
 """How often an engine holds the weights: as they were, and packed for its kernels."""
 BEFORE, AFTER = "before", "after"
@@ -105,7 +107,7 @@ class Race:
             nothing = "nothing was measured: the model could not be run on made-up inputs; give example_inputs"
             return Outcome(self._engines[0], notes=[*self._notes, nothing])
         count = len(self._candidates)
-        timings = self._comparison.run(example, rounds=6, seconds=0.3 * count, drop=LOST if count > 2 else None)
+        timings = self._comparison.run(example, rounds=ROUNDS, seconds=0.3 * count, drop=LOST if count > 2 else None)
         failed = {key for key, t in timings.items() if t.failure is not None}
         absent = [] if self._alone else [e for e in self._engines if _key(e, AFTER) in failed]
         notes = self._notes + [f"{e} did not compete: {timings[_key(e, AFTER)].failure}" for e in absent]

@@ -32,6 +32,7 @@ SECONDS = 0.064
 """Of calls of one variant in a comparison."""
 UNDISTURBED = 0.1
 """Quantile of its calls that counts: what disturbs only adds."""
+PACE = "(pace)"
 
 
 class Trials:
@@ -46,6 +47,8 @@ class Trials:
         self._numbers = itertools.count()
         self._kept: dict[int, tuple[ir.Model, str]] = {}
         self._notes: dict[str, list[str]] = {}
+        self._pace: tuple[ir.Model, Sequence[Array]] | None = None
+        self._usual: float | None = None
         self.left: dict[str, str] = {}
         """Of the last comparison's variants, what the engine leaves to another one, in its words."""
 
@@ -70,6 +73,12 @@ class Trials:
         if id(model) not in self._kept:
             with contextlib.suppress(RewriterError):  # then it does not run in comparisons either
                 self._kept[id(model)] = model, self.load(model, self._timer)
+
+    def pace_by(self, model: ir.Model, inputs: Sequence[Array]) -> None:
+        """From now on this graph runs along in every comparison, and all times are given at the pace at which it ran in the first one: a machine
+        may be two times as slow for some seconds, and times of different comparisons are added and compared."""
+        self.keep(model)
+        self._pace = model, inputs
 
     def drop(self, *keys: str, worker: Worker | None = None) -> None:
         """Forget variants."""
@@ -100,6 +109,18 @@ class Trials:
 
     def times(self, variants: Mapping[str, tuple[ir.Model, Sequence[Array]]], *, seconds: float = SECONDS) -> dict[str, float]:
         """Microseconds of each in alternating turns, a low quantile. Infinite for what does not run."""
+        pace = next((name for name, (model, _) in variants.items() if self._pace is not None and model is self._pace[0]), PACE)
+        every = variants if self._pace is None else {pace: self._pace, **variants}
+        taken = self._compared(every, seconds)
+        factor = 1.0
+        if taken.get(pace):
+            now = _undisturbed(taken[pace])
+            self._usual = self._usual or now
+            factor = self._usual / now
+        return {name: factor * _undisturbed(taken[name]) for name in variants}
+
+    def _compared(self, variants: Mapping[str, tuple[ir.Model, Sequence[Array]]], seconds: float) -> dict[str, list[float]]:
+        """Milliseconds of calls of each, none for what does not run."""
         keys = {name: self._kept[id(model)][1] for name, (model, _) in variants.items() if id(model) in self._kept}
         passing: list[str] = []
         taken: dict[str, list[float]] = {name: [] for name in variants}
@@ -124,7 +145,7 @@ class Trials:
             elif number >= FEWEST and time.monotonic() > end:
                 break
         self.drop(*passing, worker=self._timer)
-        return {name: 1e3 * float(np.quantile(ms, UNDISTURBED)) if ms else math.inf for name, ms in taken.items()}
+        return taken
 
     def _turn(self, key: str, inputs: Sequence[Array], seconds: float) -> list[float]:
         message = {"do": "time", "key": key, "repeat": 500, "seconds": seconds}
@@ -145,6 +166,11 @@ class Trials:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _undisturbed(milliseconds: Sequence[float]) -> float:
+    """In microseconds."""
+    return 1e3 * float(np.quantile(milliseconds, UNDISTURBED)) if milliseconds else math.inf
 
 
 def _packed(array: Array) -> Array:

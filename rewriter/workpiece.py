@@ -53,7 +53,6 @@ class Workpiece:
         self.exact_bytes = weight_bytes(exact)
         self.lost = Worsening(0.0, 0.0)
         self.start = time.monotonic()
-        self._pace = math.inf
         self._sites: dict[int, Seen] = {}
         names = [v.name or "" for v in exact.graph.inputs]
         first = data.feed(data.measuring[0])
@@ -68,6 +67,7 @@ class Workpiece:
         known = dict(zip(data.measuring, outputs, strict=True))
         self.quick = Judge(metric, self.sensed, [known[p] for p in self.sensed.measuring])
         """Judges single candidates."""
+        trials.pace_by(self.exact, self.example)
         self.begin = self.graph = self._spelled_out()
 
     def _spelled_out(self) -> ir.Model:
@@ -124,17 +124,9 @@ class Workpiece:
             self.trials.drop(key)
 
     def times(self, variants: Mapping[str, ir.Model]) -> dict[str, float]:
-        """Microseconds of each (of what ``trials.stored`` gave), at the pace at which the exact graph ran when it was first timed: the machine
-        may be slower later, and answers that were timed apart are compared."""
-        reference = next((name for name, model in variants.items() if model is self.exact), "exact")
-        beside = {reference: self.exact, **variants}
-        for kept in {id(self.exact): self.exact, id(self.graph): self.graph}.values():
-            self.trials.keep(kept)
-        times = self.trials.times({name: (model, self.example) for name, model in beside.items()}, seconds=WHOLE)
-        if not math.isfinite(self._pace):
-            self._pace = times[reference]
-        factor = self._pace / times[reference] if math.isfinite(times[reference]) and times[reference] > 0 and math.isfinite(self._pace) else 1.0
-        return {name: factor * time for name, time in times.items() if name in variants}
+        """Microseconds of each (of what ``trials.stored`` gave)."""
+        self.trials.keep(self.graph)
+        return self.trials.times({name: (model, self.example) for name, model in variants.items()}, seconds=WHOLE)
 
     def worsening(self, model: ir.Model, *, hopeless: float = math.inf, timed: bool = False) -> Worsening:
         """What it loses on all that measures, or on as much of it as shows that it loses more than ``hopeless``."""

@@ -103,6 +103,7 @@ def test_names_and_lists_of_engines() -> None:
             race.parse(wrong)
 
 
+@pytest.mark.usefixtures("without_race")
 def test_a_list_restricts_the_race() -> None:
     model = model_of("main (float[4, 4] x) => (float[4, 4] y) { t = MatMul(x, x)  y = Relu(t) }")
     compiled = rewriter.compile(model, backend="onnxruntime,torch", threads=1)
