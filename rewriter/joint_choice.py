@@ -29,7 +29,7 @@ TIGHTER = 1.3
 LOOSER = 4.0
 """An answer that lost much less than was predicted divides what errors count for by this, at most: on few samples it may be chance."""
 SLACK = 0.7
-"""An answer that uses less of its bound than this is not the last one."""
+"""An answer that is likely to use less of its bound than this is not the last one. (What is proved of it is mostly how few samples there are.)"""
 WORTH = 0.1
 """What a unit of drift (the squared normalised error of the outputs) is taken to be worth of any metric at least, until a whole is measured."""
 PREFERRED = 0.05
@@ -118,7 +118,7 @@ class Search:
             if self._aside:
                 self._hope[self._aside.pop()] = 1.0
                 continue
-            if self._counted(point.error) > SLACK * self._bound or time.monotonic() - start > PATIENCE:
+            if point.error.likely > SLACK * self._bound or time.monotonic() - start > PATIENCE:
                 return best
             self._loosen(taken, point)
         if best[1] is None:
@@ -292,7 +292,7 @@ class Search:
 
     def _loosen(self, taken: frozenset[int], point: Point) -> None:
         """The whole lost much less than was predicted: errors count for what they were seen to be, with half as much again for safety."""
-        lost = max(1.5 * self._beyond(max(0.0, self._counted(point.error))), 0.0)
+        lost = max(1.5 * self._beyond(max(0.0, point.error.likely)), 0.0)
         self._met = counted = self._worth * self._scale
         drift = sum(self._measured[self.places[k]].drift for k in taken)
         if self._work.judge.additive and drift > 0:
