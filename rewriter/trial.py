@@ -43,7 +43,7 @@ class Trials:
         self.engine = engine
         self._worker = Worker("onnxruntime", threads=threads, timeout=timeout)
         self._timer = self._worker if engine == "onnxruntime" else Worker(engine, threads=threads, timeout=timeout)
-        self._threads = threads
+        self._threads, self._timeout = threads, timeout
         self._numbers = itertools.count()
         self._kept: dict[int, tuple[ir.Model, str]] = {}
         self._notes: dict[str, list[str]] = {}
@@ -51,6 +51,12 @@ class Trials:
         self._usual: float | None = None
         self.left: dict[str, str] = {}
         """Of the last comparison's variants, what the engine leaves to another one, in its words."""
+
+    def anew(self) -> Trials:
+        """Others, of the same variants in processes of their own."""
+        others = Trials(self._folder, engine=self.engine, threads=self._threads, timeout=self._timeout)
+        others._numbers = self._numbers
+        return others
 
     def stored(self, model: ir.Model) -> ir.Model:
         """A copy of the model whose large weights lie in a file of the folder."""

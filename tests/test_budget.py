@@ -193,6 +193,29 @@ def test_a_kind_that_slows_the_whole_is_found_out_and_the_others_stay(monkeypatc
     assert section is not None and [s["rewrite"] for s in section["sites"] if s["chosen"]] == ["honest"], section["rounds"]
 
 
+@pytest.mark.parametrize("slower", [1, 2])
+def test_an_answer_is_timed_in_another_process_too(slower: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first answers are not faster there: the next one is taken, or none."""
+    confirmed: list[bool] = []
+
+    def times(self: Trials, models: Mapping[str, tuple[ir.Model, Any]], seconds: float = 0.0) -> dict[str, float]:
+        if "answer" not in models:
+            return {name: 100.0 - 20 * ("some" in " ".join(m.graph.initializers)) for name, (m, _) in models.items()}
+        confirmed.append(len(confirmed) >= slower)
+        return {"exact": 1.0, "answer": 0.9 if confirmed[-1] else 1.0}
+
+    monkeypatch.setattr(Trials, "times", times)
+    monkeypatch.setattr(pipeline, "competing", lambda *, for_bytes: (((Renamed("some", 0),),), ((Renamed("somewhat", 1),),)))
+    result = rewriter.optimize(network(), budget=0.05, calibration=samples(8))
+    section = result.report.budget
+    assert section is not None and len(confirmed) == 2
+    if slower == 2:
+        assert section["chosen"] == 0 and "in another process" in section["stopped"]
+        assert result.model.SerializeToString() == rewriter.optimize(network()).model.SerializeToString()
+        return
+    assert section["chosen"] == 1
+
+
 def test_what_an_engine_leaves_to_another_does_not_compete(monkeypatch: pytest.MonkeyPatch) -> None:
     def times(self: Trials, models: Mapping[str, tuple[ir.Model, Any]], seconds: float = 0.0) -> dict[str, float]:
         self.left = {name: "there is no kernel for it" for name in models if "integers" in name}
