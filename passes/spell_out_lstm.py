@@ -53,25 +53,22 @@ class _Writer:
         return self._editor.constant(array, "lstm")
 
     def reshaped(self, x: ir.Value, shape: Sequence[int]) -> ir.Value:
-        return x if static(x) == tuple(shape) else self._emit("Reshape", [x, self._numbers(*shape)], shape)
+        return x if static(x) == tuple(shape) else self.node("Reshape", [x, self._numbers(*shape)], shape)
 
     def rows(self, x: ir.Value, axis: int, start: int, size: int) -> ir.Value:
         shape = [*(static(x) or ())]
         shape[axis] = size
-        return self._emit("Slice", [x, self._numbers(start), self._numbers(start + size), self._numbers(axis)], shape)
+        return self.node("Slice", [x, self._numbers(start), self._numbers(start + size), self._numbers(axis)], shape)
 
     def node(self, op: str, inputs: Sequence[ir.Value], shape: Sequence[int], **attributes: Any) -> ir.Value:
-        return self._emit(op, inputs, shape, **attributes)
+        return self._editor.emit(self._node, op, inputs, attributes, dtype=self._dtype, shape=shape)
 
     def given(self, rows: Sequence[ir.Value], cell: Lstm[ir.Value], output: ir.Value) -> ir.Value:
         """The rows in the shape of an output: [steps, 1, batch, size] or [1, batch, size]."""
         _, batch, _ = cell.shape
-        joined = rows[0] if len(rows) == 1 else self._emit("Concat", rows, (len(rows) * batch, cell.size), axis=0)
+        joined = rows[0] if len(rows) == 1 else self.node("Concat", rows, (len(rows) * batch, cell.size), axis=0)
         whole = (len(rows), 1, batch, cell.size) if output is self._node.outputs[0] else (1, batch, cell.size)
-        return self._emit("Reshape", [joined, self._numbers(*whole)], whole)
+        return self.node("Reshape", [joined, self._numbers(*whole)], whole)
 
     def _numbers(self, *numbers: int) -> ir.Value:
         return self._editor.constant(np.array(numbers, np.int64), "numbers")
-
-    def _emit(self, op: str, inputs: Sequence[ir.Value], shape: Sequence[int], **attributes: Any) -> ir.Value:
-        return self._editor.emit(self._node, op, inputs, attributes, dtype=self._dtype, shape=shape)

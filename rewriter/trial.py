@@ -33,6 +33,7 @@ SECONDS = 0.064
 UNDISTURBED = 0.1
 """Quantile of its calls that counts: what disturbs only adds."""
 PACE = "(pace)"
+"""The variant that runs along for the pace, where it is none of those compared."""
 
 
 class Trials:

@@ -14,14 +14,14 @@ from rewriter.infer_onnx import infer
 from rewriter.lstm_steps import STEPS
 
 
-def lstm(steps: int, batch: int, inputs: str, outputs: str, attributes: str = "", x: str = "x") -> onnx.ModelProto:
+def lstm(steps: int, batch: int, inputs: str, outputs: str, attributes: str = "") -> onnx.ModelProto:
     """``x`` [steps, batch, 6], five hidden numbers; ``outputs`` are three, empty where one is not wanted."""
     made = [name.strip() for name in outputs.split(",")]
     last = " ".join(f"{name}2 = Neg({name})" for name in made if name)
     given = ", ".join(f"{name}2" for name in made if name)
     proto = parse(
         f"main (float[{steps},{batch},6] x, float[1,{batch},5] h, float[1,{batch},5] c, float[1,20,5] computed) => ({given}) "
-        f"{{ {outputs} = LSTM <hidden_size=5{attributes}> ({x}, {inputs}) {last} }}"
+        f"{{ {outputs} = LSTM <hidden_size=5{attributes}> (x, {inputs}) {last} }}"
     )
     weights = {"w": (1, 20, 6), "r": (1, 20, 5), "b": (1, 40), "p": (1, 15)}
     proto.graph.initializer.extend(onnx.numpy_helper.from_array(normal(*shape), name) for name, shape in weights.items())
