@@ -86,3 +86,20 @@ def test_between_an_answer_that_met_and_one_that_missed() -> None:
 
 def test_what_was_lost_before_takes_room() -> None:
     assert search(1.0, lost=0.004)._room(BUDGET) == pytest.approx(0.006) and search(1.0, lost=-0.004)._room(BUDGET) == BUDGET
+
+
+@pytest.mark.parametrize("likely, rounds", [(0.002, 2), (0.0075, 1)])
+def test_a_bolder_answer_follows_one_that_is_likely_to_leave_room(likely: float, rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is proved of both leaves none."""
+    answers = iter([frozenset({0}), frozenset({0, 1})])
+    monkeypatch.setattr("rewriter.joint_choice.solve", lambda *_: next(answers))
+    one = search(1.0)
+    one.exact_ms = 10.0
+    one._work.progress, one._work.data = (lambda _: None), SimpleNamespace(splits=[[0], [1]])  # type: ignore[method-assign, assignment]
+    error = Worsening(likely - 0.001, 0.009, (likely - 0.002, likely))
+    assert error.likely == pytest.approx(likely)
+    model: Any = object()
+    monkeypatch.setattr(one, "_searched_again", lambda taken: (model, Point(taken, 0.0, error, 1, 5.0 / len(taken))))
+    if rounds == 2:
+        answers = iter([frozenset({0}), frozenset({0, 1}), frozenset({0, 1})])
+    assert one.run()[1] is not None and len(one.rounds) == rounds
