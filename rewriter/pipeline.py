@@ -11,6 +11,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ from rewriter.encode import digest
 from rewriter.errors import BudgetError, InvalidInput, InvalidModel, RewriterError, VerificationFailed
 from rewriter.graph import Summary, summarise, weight_bytes
 from rewriter.infer_onnx import infer
-from rewriter.race import Differs, Outcome, Race, build_options
+from rewriter.race import Differs, Outcome, Race, build_options, fastest_as_it_is
 from rewriter.race import parse as race_engines
 from rewriter.read_onnx import read_onnx
 from rewriter.remarks import filled_zeros, mixed_samples
@@ -88,6 +89,8 @@ class Optimized:
     """The original's outputs, on the example and on made-up inputs."""
     differs: Differs | None = None
     """Of an approximate result: why what an engine computes loses more than the budget allows, or nothing."""
+    exact: Optimized | None = None
+    """Of an approximate result that is still to be timed: the exact one."""
 
     @property
     def model(self) -> onnx.ModelProto:
@@ -150,7 +153,7 @@ def optimize(
         watch("reading")
         source = _read(model, example_inputs, constants, input_shapes)
         search = _Searcher(chosen, bounds, Prices.for_objective(objective), saturator, bench, watch)
-        return _optimised(source, search, allowed)
+        return replace(_optimised(source, search, allowed), exact=None)
 
 
 def compile(
@@ -190,17 +193,21 @@ def compile(
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="rewriter-"))
         saturator, isolated = stack.enter_context(Saturator()), stack.enter_context(Isolated())
         bench = _Bench(isolated, folder)
-        race = stack.enter_context(Race(engines, bench.before, bench.after, os.path.join(folder, "winner"), threads=threads, tune=tune))
+        small = objective == "memory" or (allowed is not None and allowed.budget.weight_bytes is not None)
+        begin = partial(Race, engines, bench.before, bench.after, threads=threads, tune=tune, small=small)
+        race = stack.enter_context(begin(os.path.join(folder, "winner")))
         bench.before_is_there = race.load_before
         watch("reading")
         source = _read(model, example_inputs, constants, input_shapes)
         prices = Prices.for_objective(objective, _rates(engines, threads) if target == "cpu" else None)
-        result = _optimised(source, _Searcher(chosen, bounds, prices, saturator, bench, watch, threads, _timed_on(engines)), allowed)
+        result = _optimised(source, _Searcher(chosen, bounds, prices, saturator, bench, watch, threads, engines), allowed)
         watch("measuring")
-        if race.measures:
-            write_onnx(result.ir_model, bench.after)
-        differs = result.differs or result.oracle.differs
-        outcome = race.run(result.example, differs)
+        outcome = _raced(race, result, bench)
+        if outcome.kept and result.exact is not None:
+            result = _exact_after_all(result, result.exact, outcome.kept)
+            race.close()
+            race = stack.enter_context(begin(os.path.join(folder, "exact")))
+            outcome = _raced(race, result, bench)
         _settle(outcome, source, result)
         for process in (saturator.stop, isolated.close, race.close):  # whose memory the compiler can use
             process()
@@ -213,9 +220,27 @@ def compile(
     )  # fmt: skip
 
 
-def _timed_on(engines: Sequence[str]) -> str:
-    """Our kernels where they compete; else the first engine."""
-    return "tvm" if "tvm" in engines else engines[0]
+def _raced(race: Race, result: Optimized, bench: _Bench) -> Outcome:
+    if race.measures:
+        write_onnx(result.ir_model, bench.after)
+    return race.run(result.example, result.differs or result.oracle.differs)
+
+
+def _exact_after_all(result: Optimized, exact: Optimized, why: str) -> Optimized:
+    """The exact result where the approximate one turned out to be no faster than the model; the report tells of both."""
+    section = dict(result.report.budget or {})
+    section["sites"] = [site | {"chosen": False, "reason": site["reason"] or f"slower when measured: {why}"} for site in section.get("sites", [])]
+    section |= {"chosen": 0, "stopped": f"the approximate graph was slower when measured: {why}"}
+    section["metric"] = dict(section.get("metric", {})) | {"worsening": None, "upper": None}
+    rejected = [
+        {"rule": r["rule"], "site": "the whole model", "reason": f"slower when measured: {why}"}
+        for r in result.report.rewrites if r["equality"] == "approximate"
+    ]  # fmt: skip
+    report = replace(
+        exact.report, budget=section, notes=[*result.report.notes, f"the approximate graph was not kept: {why}"],
+        declined=[*result.report.declined, *rejected],
+    )  # fmt: skip
+    return replace(exact, report=report)
 
 
 def _rates(engines: Sequence[str], threads: int | None) -> Rates | None:
@@ -309,8 +334,17 @@ class _Searcher:
     bench: _Bench
     watch: _Watch
     threads: int | None = None
-    engine: str = "onnxruntime"
-    """What approximations are timed on."""
+    engines: Sequence[str] = ("onnxruntime",)
+    """What the result may run on."""
+
+    def timed_on(self, model: ir.Model, example: Sequence[np.ndarray] | None) -> str:
+        """The engine that approximations of this model are timed on."""
+        if len(self.engines) == 1:
+            return self.engines[0]
+        with tempfile.TemporaryDirectory(prefix="rewriter-") as folder:
+            path = os.path.join(folder, "exact.onnx")
+            write_onnx(model, path)
+            return fastest_as_it_is(self.engines, path, example, threads=self.threads)
 
     def optimise(self, source: _Source, bench: _Bench | None = None) -> Optimized:
         return _optimize(source, self.laws, self.limits, self.prices, self.saturator, bench or self.bench, self.watch)
@@ -336,7 +370,7 @@ def _optimised(source: _Source, search: _Searcher, allowed: _Allowed | None) -> 
     plans = search.laws.plans(for_bytes=for_bytes)
     found = approximate(
         search.structured(source, exact), plans, data, allowed.metric, allowed.budget, again, memory=search.prices.memory,
-        example=exact.example, engine=search.engine, threads=search.threads, progress=search.watch.detail,
+        example=exact.example, engine=search.timed_on(exact.ir_model, exact.example), threads=search.threads, progress=search.watch.detail,
     )  # fmt: skip
     search.watch.end()
     return _with_approximations(exact, again.result(found.model), found, source)
@@ -364,12 +398,12 @@ class _Again:
 
 def _with_approximations(exact: Optimized, last: Optimized | None, found: Approximated, source: _Source) -> Optimized:
     """The report tells both searches and what was approximated. New weights need another compile: they were chosen for these."""
-    report = exact.report
-    report.budget = found.section
-    report.notes += found.notes
-    report.declined += found.declined
+    known = exact.report
+    report = replace(
+        known, budget=found.section, notes=[*known.notes, *found.notes], declined=[*known.declined, *found.declined], rewrites=[*known.rewrites]
+    )
     if found.model is None:
-        return exact
+        return replace(exact, report=report)
     report.after = summarise(found.model, _hints(source.model.graph, exact.example))
     report.rewrites += (last.report.rewrites if last is not None else []) + found.rewrites
     if last is not None:
@@ -382,7 +416,9 @@ def _with_approximations(exact: Optimized, last: Optimized | None, found: Approx
         name: (f"fixed:{digest(v.const_value.numpy())}",) for name, v in source.model.graph.initializers.items() if v.const_value is not None
     }
     oracle = last.oracle if last is not None else exact.oracle
-    return replace(exact, ir_model=found.model, weights=None, facts=facts, shared={}, oracle=oracle, differs=found.differs)
+    return replace(
+        exact, ir_model=found.model, report=report, weights=None, facts=facts, shared={}, oracle=oracle, differs=found.differs, exact=exact
+    )
 
 
 def _optimize(

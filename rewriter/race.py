@@ -41,6 +41,8 @@ ROUNDS = 24
 BRIEF = 1.0
 """Milliseconds of a call below which a result is timed once more, in other processes, before it is given up: where a process happens to lie in
 memory makes a tenth of the time of a small graph."""
+OURS = 1.1
+"""How many times the fastest engine's latency our kernels may take to be what approximations are timed on."""
 COPIES = 2
 """How often an engine holds the weights: as they were, and packed for its kernels."""
 BEFORE, AFTER = "before", "after"
@@ -77,11 +79,14 @@ class Outcome:
 class Race:
     """Candidates are ``(engine, BEFORE or AFTER)``; ``before`` and ``after`` are the ONNX files, written by the time they are loaded.
 
-    ``saved``: a folder, made when it is needed, for a winner that takes long to build a second time.
+    ``saved``: a folder, made when it is needed, for a winner that takes long to build a second time. ``small``: the result is wanted for its
+    bytes, and is not given up for its time.
     """
 
-    def __init__(self, engines: Sequence[str], before: str, after: str, saved: str, *, threads: int | None, tune: int) -> None:
-        self._engines = engines
+    def __init__(
+        self, engines: Sequence[str], before: str, after: str, saved: str, *, threads: int | None, tune: int, small: bool = False
+    ) -> None:
+        self._engines, self._small = engines, small
         self._alone = len(engines) == 1
         both = [e for e in engines if e in QUICK or (tune > 0 and not self._alone)]
         measured = [] if self._alone and not both else list(engines)
@@ -120,6 +125,8 @@ class Race:
         if len(failed) == count:
             return Outcome(self._engines[0], latency={}, notes=notes)
         running = [key for key in timings if key not in failed]
+        if self._small:
+            running = [key for key in running if key.endswith(AFTER)] or running
         chosen = self._chosen(timings, running, differs, notes)
         engine, which = chosen.rsplit(" ", 1)
         latency = self._latency(timings)
@@ -129,7 +136,7 @@ class Race:
     def _once_more(self, timings: Mapping[str, Timing], example: Sequence[Any]) -> dict[str, Timing]:
         """The result and the model in other processes, where the result seems to be slower and calls are short."""
         after, before = _finalists(timings, [key for key, timing in timings.items() if timing.failure is None])
-        if after is None or before is None or not _slower(timings[after], timings[before]) or timings[before].min_ms > BRIEF:
+        if self._small or after is None or before is None or not _slower(timings[after], timings[before]) or timings[before].min_ms > BRIEF:
             return {}
         with Comparison({key: self._candidates[key] for key in (before, after)}, **self._processes) as others:
             found = others.run(example, rounds=ROUNDS, seconds=SECONDS * 2)
@@ -206,6 +213,18 @@ class Race:
         except RewriterError:
             return None
         return self._folder
+
+
+def fastest_as_it_is(engines: Sequence[str], model: str, example: Sequence[Any] | None, *, threads: int | None) -> str:
+    """The engine, of those that build in seconds, that runs this file fastest: a graph made for another one may still be slower than that. Ours
+    where they take hardly longer, since they gain most from what approximations do."""
+    quick = [e for e in engines if e in (*QUICK, "tvm")] or list(engines[:1])
+    if len(quick) == 1 or example is None:
+        return quick[0]
+    with Comparison({e: Candidate(e, model) for e in quick}, threads=threads) as comparison:
+        timings = comparison.run(example, rounds=ROUNDS, seconds=SECONDS * len(quick))
+    typical = {e: _typical(timings[e]) / (OURS if e == "tvm" else 1.0) for e in quick}
+    return min(quick, key=lambda e: typical[e])
 
 
 def _free_memory() -> float:

@@ -15,8 +15,9 @@ from onnx import numpy_helper
 from onnx_text import parse, run_ort
 
 import rewriter
+from backends.measure import Timing
 from passes.approximate.candidate import Candidate, Refusal, Site, Wanted
-from rewriter import candidate_costs, joint_choice, pipeline
+from rewriter import candidate_costs, joint_choice, pipeline, race
 from rewriter.budget import Budget
 from rewriter.budget import parse as parse_budget
 from rewriter.errors import BudgetError
@@ -310,10 +311,34 @@ def test_an_answer_is_judged_on_the_engine_that_it_is_for(monkeypatch: pytest.Mo
             yield [[1.5 * a for a in outs] for outs in several] if timed else several
 
     monkeypatch.setattr(Trials, "running", running)
-    monkeypatch.setattr(pipeline, "_timed_on", lambda engines: "reference")
-    report = rewriter.compile(network(), backend="onnxruntime", budget=0.05, calibration=samples(8)).report
+    monkeypatch.setattr(pipeline, "fastest_as_it_is", lambda *_, **__: "reference")
+    report = rewriter.compile(network(), backend="onnxruntime,reference", budget=0.05, calibration=samples(8)).report
     assert any(asked) and report.budget is not None and report.budget["chosen"] == 0
     assert "it loses 0.5" in report.budget["rounds"][0]["verdict"], report.budget["rounds"]
+
+
+@pytest.mark.clock
+def test_an_approximate_graph_that_is_slower_than_the_model_leaves_the_exact_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the model as it was: what the exact search found does not depend on approximations."""
+    model = parse(f"main (float[{ROWS},{WIDTH}] x) => (float[{ROWS},{WIDTH}] y) {{ h = MatMul(x, w) r = Relu(h) s = MatMul(r, v) y = MatMul(s, u) }}")
+    u = np.random.default_rng(3).normal(size=(WIDTH, WIDTH)).astype("float32") / 14
+    model.graph.initializer.extend([*network().graph.initializer, numpy_helper.from_array(u, "u")])
+    raced: list[int] = []
+
+    def fastest(timings: Mapping[str, Timing], keys: Sequence[str]) -> str:
+        raced.append(len(keys))
+        return next(key for key in keys if key.endswith(race.BEFORE if len(raced) == 1 else race.AFTER))
+
+    monkeypatch.setattr(race, "_fastest", fastest)
+    compiled = rewriter.compile(model, backend="onnxruntime", budget=0.05, calibration=samples(8))
+    report = compiled.report
+    assert report.after.ops == {"MatMul": 2, "Relu": 1} and len(raced) == 2
+    assert [r["equality"] for r in report.rewrites] and all(r["equality"] != "approximate" for r in report.rewrites)
+    assert report.budget is not None and report.budget["chosen"] == 0 and not any(site["chosen"] for site in report.budget["sites"])
+    assert any(n.startswith("the approximate graph was not kept: it took ") for n in report.notes), report.notes
+    assert any(d["site"] == "the whole model" and d["reason"].startswith("slower when measured") for d in report.declined)
+    x = samples(1, seed=5)[0]
+    np.testing.assert_allclose(compiled(x), run_ort(model, {"x": x})[0], rtol=1e-4, atol=1e-4)
 
 
 def test_a_metric_that_does_not_change_says_how_little_was_seen() -> None:

@@ -51,7 +51,9 @@ class Stub:
         pass
 
 
-def outcome(times: Mapping[str, float | str], wrong: Sequence[str] = (), again: Mapping[str, float | str] | None = None) -> race.Outcome:
+def outcome(
+    times: Mapping[str, float | str], wrong: Sequence[str] = (), again: Mapping[str, float | str] | None = None, *, small: bool = False
+) -> race.Outcome:
     """``again``: the times in other processes; the same where there are none."""
     engines = list(dict.fromkeys(key.split()[0] for key in times))
 
@@ -64,7 +66,7 @@ def outcome(times: Mapping[str, float | str], wrong: Sequence[str] = (), again: 
 
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(race, "Comparison", others)
-        held = Race([], "", "", os.path.join(folder, "saved"), threads=None, tune=0)
+        held = Race([], "", "", os.path.join(folder, "saved"), threads=None, tune=0, small=small)
         held._engines, held._alone, held._candidates, held._comparison = engines, len(engines) == 1, dict.fromkeys(times), Stub(times)  # type: ignore[assignment]
         return held.run([np.zeros(1)], differs)
 
@@ -96,6 +98,31 @@ def test_a_small_result_that_seems_slower_is_timed_in_other_processes() -> None:
     assert outcome(times, again={"onnxruntime before": 0.010, "onnxruntime after": "died"}).kept == "it took 0.011 ms where the model takes 0.01"
     large: dict[str, float | str] = {key: 1000 * float(time) for key, time in times.items()}
     assert outcome(large, again={"onnxruntime before": 10.0, "onnxruntime after": 9.0}).kept == "it took 11 ms where the model takes 10"
+
+
+def test_a_result_for_its_bytes_is_not_given_up_for_its_time() -> None:
+    times: dict[str, float | str] = {"onnxruntime before": 1.0, "onnxruntime after": 3.0, "tvm after": 2.0}
+    found = outcome(times, small=True)
+    assert (found.engine, found.kept) == ("tvm", "") and outcome(times).kept
+    alone = outcome({"onnxruntime before": 1.0, "onnxruntime after": "died"}, small=True)
+    assert (alone.engine, alone.kept) == ("onnxruntime", "died")
+
+
+@pytest.mark.parametrize(
+    ("times", "engine"),
+    [
+        ({"onnxruntime": 1.0, "tvm": 1.05}, "tvm"),
+        ({"onnxruntime": 1.0, "tvm": 1.2}, "onnxruntime"),
+        ({"onnxruntime": 1.0, "tvm": 0.9, "openvino": 0.7}, "openvino"),
+        ({"onnxruntime": 1.0, "tvm": "no GRU"}, "onnxruntime"),
+        ({"onnxruntime": "died", "tvm": "died"}, "onnxruntime"),
+    ],
+)
+def test_what_approximations_are_timed_on(monkeypatch: pytest.MonkeyPatch, times: dict[str, float | str], engine: str) -> None:
+    monkeypatch.setattr(race, "Comparison", lambda candidates, **_: Stub({name: times[name] for name in candidates}))
+    assert race.fastest_as_it_is([*times, "inductor"], "exact.onnx", [np.zeros(1)], threads=1) == engine
+    assert race.fastest_as_it_is(["inductor"], "exact.onnx", [np.zeros(1)], threads=1) == "inductor"
+    assert race.fastest_as_it_is(list(times), "exact.onnx", None, threads=1) == "onnxruntime"
 
 
 def test_engines_that_fail_are_notes() -> None:
