@@ -37,6 +37,10 @@ bench: .venv/ready .zoo/ready  ## the tables of the README: latency, engines, gr
 	$(RUN) -m benchmarks.tensat
 	$(RUN) -m benchmarks.qdq
 	$(RUN) -m benchmarks.compile_time
+	$(BIN)/pip install --quiet -c constraints.txt nncf  # a rival, in the next table only
+	$(RUN) -m benchmarks.embedding
+	$(RUN) -m benchmarks.budget
+	$(RUN) -m benchmarks.experts
 
 docs: .venv/ready  ## docs/papers.md, from the papers' tests
 	$(BIN)/python -m pytest tests/papers --papers-table docs/papers.md $(ARGS)
