@@ -232,10 +232,7 @@ def _exact_after_all(result: Optimized, exact: Optimized, why: str) -> Optimized
     section["sites"] = [site | {"chosen": False, "reason": site["reason"] or f"slower when measured: {why}"} for site in section.get("sites", [])]
     section |= {"chosen": 0, "stopped": f"the approximate graph was slower when measured: {why}"}
     section["metric"] = dict(section.get("metric", {})) | {"worsening": None, "upper": None}
-    rejected = [
-        {"rule": r["rule"], "site": "the whole model", "reason": f"slower when measured: {why}"}
-        for r in result.report.rewrites if r["equality"] == "approximate"
-    ]  # fmt: skip
+    rejected = _slower([r for r in result.report.rewrites if r["equality"] == "approximate"], why)
     report = replace(
         exact.report, budget=section, notes=[*result.report.notes, f"the approximate graph was not kept: {why}"],
         declined=[*result.report.declined, *rejected],
@@ -287,13 +284,16 @@ def _settle(outcome: Outcome, source: _Source, result: Optimized) -> None:
     if not outcome.kept:
         return
     report.notes.append(f"the rewritten graph was not kept: {outcome.kept}")
-    report.declined += [
-        {"rule": r["rule"], "site": "the whole model", "reason": f"slower when measured: {outcome.kept}"} for r in report.rewrites
-    ]
+    report.declined += _slower(report.rewrites, outcome.kept)
     report.rewrites, report.after = [], report.before
     report.latency = {e: {**pair, "after_ms": pair["before_ms"]} for e, pair in (outcome.latency or {}).items() if pair["before_ms"]}
     result.ir_model, result.weights, result.shared = source.model, None, {}
     result.facts = {name: (f"fixed:{value}",) for name, value in source.fixed.items()}
+
+
+def _slower(rewrites: Sequence[Mapping[str, Any]], why: str) -> list[dict[str, Any]]:
+    """These rewrites as the report declines them."""
+    return [{"rule": r["rule"], "site": "the whole model", "reason": f"slower when measured: {why}"} for r in rewrites]
 
 
 @dataclass
